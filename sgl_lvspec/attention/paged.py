@@ -1,0 +1,115 @@
+"""Attention of query rows over paged keys and values in plain torch: the arithmetic of `lvspec_cpu`.
+
+Knows tensors only, nothing of SGLang. Shapes: B requests, n query rows a request, L longest context, Hq and Hk
+query and KV heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+# A batch whose padding would read more than this many times the keys that are needed runs request by request.
+MAX_PADDING_RATIO = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """Query rows of several requests and the slots that they attend to; the last query row sits on the last slot.
+
+    Attributes:
+        query_lens: query rows per request.
+        kv_lens: context length per request, the request's own query rows included.
+        slots: int64 [B, L], KV slot of every context position; positions past `kv_lens` hold slot 0.
+        mask: bool [B, n, L] when every request has the same n, else None: causal and no padding.
+    """
+
+    query_lens: list[int]
+    kv_lens: list[int]
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, req_to_token: torch.Tensor, req_pool_indices: torch.Tensor, query_lens: list[int], kv_lens: list[int]
+    ) -> PagedRows:
+        """Read the requests' slots from SGLang's table.
+
+        Args:
+            req_to_token: int32 [R, context], KV slot of every position of every request row.
+            req_pool_indices: int [B], the requests' rows.
+        """
+        longest = max(kv_lens, default=0)
+        positions = torch.arange(longest)
+        lens = torch.tensor(kv_lens, dtype=torch.int64)
+        is_context = positions < lens[:, None]
+        slots = torch.where(is_context, req_to_token[req_pool_indices.long(), :longest].long(), 0)
+        num_rows = query_lens[0] if query_lens else 0
+        uniform = all(n == num_rows for n in query_lens)
+        crowded = longest * len(kv_lens) <= MAX_PADDING_RATIO * max(sum(kv_lens), 1)
+        if not (uniform and crowded):
+            return cls(query_lens, kv_lens, slots, None)
+        first = lens[:, None] - num_rows  # position of a request's first query row
+        last_seen = first + torch.arange(num_rows)
+        return cls(query_lens, kv_lens, slots, positions <= last_seen[:, :, None])
+
+
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: PagedRows, scale: float, causal: bool = True
+) -> torch.Tensor:
+    """Softmax attention of every query row over its request's slots.
+
+    Args:
+        query: [sum(query_lens), Hq, E].
+        keys, values: [num_slots, Hk, E], the KV pool of one layer; Hq is a multiple of Hk.
+        rows: which slots each query row sees.
+        scale: factor on the scores.
+        causal: False lets every row of a request see all of its context.
+
+    Returns:
+        [sum(query_lens), Hq, E of values], in the query's dtype.
+    """
+    if rows.mask is not None and causal:
+        num_requests, num_rows = rows.mask.shape[:2]
+        batched = query.view(num_requests, num_rows, *query.shape[1:])
+        return _attend_block(batched, keys, values, rows.slots, rows.mask, scale).flatten(0, 1)
+    outputs = []
+    for request, part in enumerate(query.split(rows.query_lens)):
+        kv_len = rows.kv_lens[request]
+        mask = None
+        if causal and part.shape[0] > 1:
+            last_seen = torch.arange(kv_len - part.shape[0], kv_len)
+            mask = (torch.arange(kv_len) <= last_seen[:, None])[None]
+        slots = rows.slots[request : request + 1, :kv_len]
+        outputs.append(_attend_block(part[None], keys, values, slots, mask, scale)[0])
+    return torch.cat(outputs)
+
+
+def _attend_block(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """query [B, n, Hq, E], slots [B, L], mask [B, n, L] -> [B, n, Hq, E]; each key is read once for all its heads."""
+    num_requests, num_rows, query_heads, width = query.shape
+    kv_heads = keys.shape[1]
+    group = query_heads // kv_heads
+    # The query heads that share a KV head become rows of that head, so keys are not repeated.
+    grouped = query.view(num_requests, num_rows, kv_heads, group, width).permute(0, 2, 1, 3, 4)
+    grouped = grouped.reshape(num_requests, kv_heads, num_rows * group, width)
+    if mask is not None:
+        mask = mask[:, None, :, None, :].expand(-1, 1, -1, group, -1).reshape(num_requests, 1, num_rows * group, -1)
+    output = scaled_dot_product_attention(
+        grouped,
+        keys[slots].transpose(1, 2).to(query.dtype),
+        values[slots].transpose(1, 2).to(query.dtype),
+        attn_mask=mask,
+        scale=scale,
+    )
+    output = output.view(num_requests, kv_heads, num_rows, group, -1).permute(0, 2, 1, 3, 4)
+    return output.reshape(num_requests, num_rows, query_heads, -1)

@@ -1,0 +1,161 @@
+"""Start-up of a server that names LVSPEC: what is refused, and what the user left open.
+
+Called by SGLang while it resolves its arguments, in the main process only (srt/arg_groups/speculative_hook.py:245,
+:280). Both functions get a stand-in that records assignments: fields are read and assigned, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from sgl_lvspec import SGLANG_TESTED
+from sgl_lvspec.attention import CPU_BACKEND
+from sgl_lvspec.models import ModelFacts, find_misfit
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_STEPS = 10  # K of the paper (LVSpec, arXiv 2604.05650, section 4)
+DEFAULT_MAX_RUNNING_REQUESTS = 48  # what SGLang sets for STANDALONE (speculative_hook.py:1086)
+
+# Field, value it must have, flag as the user types it, why, what to do.
+_REQUIRED: tuple[tuple[str, Any, str, str], ...] = (
+    ("speculative_use_rejection_sampling", False, "--speculative-use-rejection-sampling", "the draft's chain is greedy"),
+    ("speculative_accept_threshold_single", 1.0, "--speculative-accept-threshold-single", "it loosens uncounted"),
+    ("speculative_accept_threshold_acc", 1.0, "--speculative-accept-threshold-acc", "it loosens uncounted"),
+    ("speculative_adaptive", False, "--speculative-adaptive", "the chain's length is fixed"),
+    ("speculative_token_map", None, "--speculative-token-map", "the draft uses its own head"),
+    ("enable_multi_layer_eagle", False, "--enable-multi-layer-eagle", "the draft is a whole model"),
+    ("attn_dp_size", 1, "--attn-dp-size", "idle ranks would have to draft along"),
+    ("pp_size", 1, "--pp-size", "the draft runs beside the whole target"),
+    ("enable_two_batch_overlap", False, "--enable-two-batch-overlap", "a verified batch is not split"),
+    ("enable_hierarchical_cache", False, "--enable-hierarchical-cache", "the draft's KV does not follow to the host"),
+    ("enable_unified_cache_external_linker", False, "--enable-unified-cache-external-linker", "the draft's KV stays"),
+    ("enable_lmcache", False, "--enable-lmcache", "the draft's KV does not follow to the host"),
+    ("enable_hisparse", False, "--enable-hisparse", "the draft's KV does not follow to the host"),
+    ("enable_unified_memory", False, "--enable-unified-memory", "target and draft share slot numbers"),
+    ("disaggregation_mode", "null", "--disaggregation-mode", "the draft's KV is not transferred"),
+    ("decoupled_spec_role", "null", "--decoupled-spec-role", "target and draft share one process"),
+)
+
+
+def validate(server_args: ServerArgs) -> None:
+    """Refuse what cannot be served, before a model is loaded.
+
+    Raises:
+        ValueError: in the form *required / found / do this*.
+    """
+    _require_tested_sglang()
+    if server_args.speculative_draft_model_path is None:
+        raise ValueError(
+            "LVSPEC needs a draft model; found no --speculative-draft-model-path. Name a small video LLM with the "
+            "target's tokenizer."
+        )
+    topk = server_args.speculative_eagle_topk
+    if topk not in (None, 1):
+        raise ValueError(f"LVSPEC needs --speculative-eagle-topk 1; found {topk}. Drop the flag or set it to 1.")
+    _require_chain_lengths(server_args)
+    for field, value, flag, reason in _REQUIRED:
+        found = getattr(server_args, field)
+        if found != value:
+            raise ValueError(f"LVSPEC needs {flag} at {value!r} ({reason}); found {found!r}. Drop the flag.")
+    _require_attention_backend(server_args)
+    misfit = find_misfit(*_load_facts(server_args))
+    if misfit is not None:
+        raise ValueError(misfit)
+
+    from sgl_lvspec import request_checks
+
+    request_checks.install(server_args)
+
+
+def set_defaults(server_args: ServerArgs) -> None:
+    """Assign what STANDALONE's own resolution would, which SGLang does not run for a plugin's name."""
+    if server_args.max_running_requests is None:
+        server_args.max_running_requests = DEFAULT_MAX_RUNNING_REQUESTS
+        logger.info("LVSPEC: --max-running-requests is %d unless set.", DEFAULT_MAX_RUNNING_REQUESTS)
+    num_steps, _ = _chain_lengths(server_args)
+    server_args.speculative_num_steps = num_steps
+    server_args.speculative_num_draft_tokens = num_steps + 1
+    server_args.speculative_eagle_topk = 1
+    if server_args.enable_mixed_chunk:
+        server_args.enable_mixed_chunk = False
+        logger.warning("LVSPEC: mixed chunked prefill is off; a running request drafts or prefills, not both.")
+    if server_args.device == "cpu":
+        if server_args.attention_backend != CPU_BACKEND:
+            logger.info(
+                "LVSPEC: attention backend %s on CPU (%s knows no chain draft).",
+                CPU_BACKEND,
+                server_args.attention_backend,
+            )
+        server_args.attention_backend = CPU_BACKEND
+        server_args.disable_overlap_schedule = True  # SGLang has none for speculation on CPU
+
+
+def _require_tested_sglang() -> None:
+    found = version("sglang")
+    if found != SGLANG_TESTED:
+        raise ValueError(
+            f"LVSPEC needs sglang {SGLANG_TESTED}, the release its seams were tested on; found {found}. "
+            f"Install sglang=={SGLANG_TESTED}, or run the tests of sgl-lvspec against {found} first."
+        )
+
+
+def _chain_lengths(server_args: ServerArgs) -> tuple[int, int]:
+    """(K, verify width) from what the user named; either determines the other."""
+    steps, width = server_args.speculative_num_steps, server_args.speculative_num_draft_tokens
+    if steps is None:
+        steps = DEFAULT_NUM_STEPS if width is None else width - 1
+    return steps, steps + 1 if width is None else width
+
+
+def _require_chain_lengths(server_args: ServerArgs) -> None:
+    steps, width = _chain_lengths(server_args)
+    if steps < 1 or width != steps + 1:
+        raise ValueError(
+            "LVSPEC needs --speculative-num-steps K of at least 1 and --speculative-num-draft-tokens K + 1; found "
+            f"{server_args.speculative_num_steps} and {server_args.speculative_num_draft_tokens}. Set K alone."
+        )
+
+
+def _require_attention_backend(server_args: ServerArgs) -> None:
+    """SGLang resolved intel_amx or torch_native on CPU unless the user named another."""
+    found = {
+        server_args.attention_backend,
+        server_args.prefill_attention_backend,
+        server_args.decode_attention_backend,
+        server_args.speculative_draft_attention_backend,
+    } - {None}
+    if server_args.device == "cpu" and not found <= {CPU_BACKEND, "intel_amx", "torch_native"}:
+        raise ValueError(
+            f"LVSPEC needs --attention-backend {CPU_BACKEND} on CPU; found {', '.join(sorted(found))}. Drop the flag."
+        )
+    if server_args.device != "cpu" and CPU_BACKEND in found:
+        raise ValueError(
+            f"--attention-backend {CPU_BACKEND} needs --device cpu; found {server_args.device}. Drop the flag."
+        )
+
+
+def _load_facts(server_args: ServerArgs) -> tuple[ModelFacts, ModelFacts]:
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    overrides = json.loads(server_args.json_model_override_args)
+    target = get_config(
+        server_args.model_path,
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.revision,
+        model_override_args=overrides,
+    )
+    draft = get_config(
+        server_args.speculative_draft_model_path,
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.speculative_draft_model_revision,
+    )
+    return ModelFacts.of(server_args.model_path, target), ModelFacts.of(
+        server_args.speculative_draft_model_path, draft
+    )

@@ -72,7 +72,7 @@ def use_fused_norm() -> None:
     qwen.Qwen2_5_VLRMSNorm.forward = forward
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return x * cos + qwen.rotate_half(x) * sin
 
 
@@ -108,7 +108,7 @@ def see(tower: nn.Module, patches: torch.Tensor, clips: int) -> torch.Tensor:
     for layer in tower.blocks:
         heads = layer.attn.num_heads
         q, k, v = layer.attn.qkv(layer.norm1(x)).view(frames, per_frame, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        out = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=False)
+        out = _attend(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=False)
         x = x + layer.attn.proj(out.transpose(1, 2).reshape(frames, per_frame, -1))
         x = x + layer.mlp(layer.norm2(x))
     return tower.merger(x.view(frames * per_frame, -1)).view(clips, -1, tower.merger.mlp[2].out_features)
@@ -142,7 +142,7 @@ def read(
             p(y).view(batch, length, -1, attention.head_dim).transpose(1, 2)
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        out = _attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True)
+        out = _attend(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
         x = x + attention.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return model.lm_head(text.norm(x[wanted]))

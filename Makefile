@@ -1,0 +1,78 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`. `make` alone lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= auto
+SETUP ?= yes
+
+# What `make serve` and `make ask` take.
+TARGET ?= demo/pair/target
+DRAFT ?= demo/pair/draft
+SPEC ?= lvspec
+PORT ?= 30000
+DTYPE ?=
+ARGS ?=
+ifndef URL
+URL := http://127.0.0.1:$(PORT)
+endif
+MODEL ?=
+VIDEO ?=
+IMAGE ?=
+Q ?=
+TOKENS ?= 256
+
+venv_python := $(VENV)/bin/python
+# One shell word, whatever the variable holds: questions have apostrophes.
+quoted = '$(subst ','\'',$(value $(1)))'
+flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup environment serve ask doctor test check fmt demo-pair clean
+
+help:  ## List the targets
+	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
+	@echo
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  serve: PORT=$(PORT) SPEC=lvspec|none TARGET=path DRAFT=path DTYPE=float32 ARGS="more flags of sglang.launch_server"'
+	@echo '  ask:   VIDEO=clip.mp4 | IMAGE=still.png | VIDEO=none   Q="first question | second question"   URL= MODEL= TOKENS='
+	@echo '  all:   PYTHON=python3.12 VENV=folder DEVICE=auto|cpu|cuda; SETUP=no takes the environment at VENV as it is'
+
+setup:  ## Build the environment in .venv (every other target does it when needed)
+	@$(PYTHON) -m tools.environment --venv $(VENV) --device $(DEVICE)
+
+environment:
+ifneq ($(SETUP),no)
+	@$(PYTHON) -m tools.environment --venv $(VENV) --device $(DEVICE) --quiet
+endif
+
+serve: environment  ## Serve the demo pair with LVSPEC on 127.0.0.1:30000
+	@$(venv_python) -m demo.serve --target $(call quoted,TARGET) --draft $(call quoted,DRAFT) --spec $(call quoted,SPEC) \
+		--port $(call quoted,PORT) $(call flag,--dtype,DTYPE) -- $(ARGS)
+
+ask: environment  ## Ask the running server about a clip, an image or nothing but the text
+	@$(venv_python) -m demo.ask --url $(call quoted,URL) --max-tokens $(call quoted,TOKENS) $(call flag,--model,MODEL) \
+		$(call flag,--video,VIDEO) $(call flag,--image,IMAGE) $(call flag,--question,Q)
+
+doctor: environment  ## Check versions, seams and models in one screen
+	@$(VENV)/bin/lvspec doctor
+
+test: environment  ## Run all tests, those that start servers last
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest $(ARGS)
+
+check: environment  ## Lint, formatting, types and the rules of the layout
+	@$(venv_python) -m ruff check
+	@$(venv_python) -m ruff format --check --quiet || { echo 'formatting differs: run make fmt'; exit 1; }
+	@$(venv_python) -m mypy $(wildcard sgl_lvspec loadtest) tools demo/ask.py demo/serve.py
+	@$(venv_python) -m tools.check_layout
+
+fmt: environment  ## Format the code and repair what the linter can
+	@$(venv_python) -m ruff check --fix --exit-zero
+	@$(venv_python) -m ruff format
+
+demo-pair: environment  ## Train the demo pair anew (ARGS= go to demo.train)
+	@$(venv_python) -m demo.train $(ARGS)
+
+clean:  ## Remove what make made: .venv, caches, build output
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist cpu_engine/build *.egg-info cpu_engine/src/*.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sglang.srt.managers.schedule_batch import ScheduleBatch
+    from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
 
 
@@ -145,7 +146,24 @@ class ChainDraftWorker(StandaloneDraftWorker):
                 )
                 forward_batch.return_logprob = False
                 self.draft_runner.forward(forward_batch)
-        return EagleDraftInput(bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
+        next_input = EagleDraftInput(
+            bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
+        )
+        return _without_candidates(next_input)
 
-    def _draft_extend_for_decode(self, *_args: Any, **_kwargs: Any) -> None:
+    def _draft_extend_for_decode(
+        self, batch: ScheduleBatch, batch_result: GenerationBatchResult, *, kv_loc_plan: KVLocPlan | None = None
+    ) -> None:
         """Nothing to extend after verification: the chain's steps wrote the KV of every token it may accept."""
+        del batch, kv_loc_plan
+        _without_candidates(batch_result.next_draft_input)
+
+
+def _without_candidates(draft_input: EagleDraftInput) -> EagleDraftInput:
+    """Give the input empty [B, 0] candidates: without overlap SGLang slices and joins them whenever the batch changes
+    (srt/speculative/eagle_info.py, filter_batch and merge_batch), though a chain has none."""
+    num_requests = draft_input.bonus_tokens.shape[0]
+    device = draft_input.bonus_tokens.device
+    draft_input.topk_p = torch.empty((num_requests, 0), dtype=torch.float32, device=device)
+    draft_input.topk_index = torch.empty((num_requests, 0), dtype=torch.int64, device=device)
+    return draft_input

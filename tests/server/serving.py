@@ -1,0 +1,112 @@
+"""Start an SGLang server for tests, wait until it answers, and end exactly what was started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOT_LIMIT_S = 240.0  # a loaded 2-core machine needs about 60 s
+
+# What every server here shares. --sleep-on-idle: an idle scheduler would otherwise spin on a core that others need.
+COMMON_ARGS = (
+    "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--max-total-tokens", "16384",
+    "--mem-fraction-static", "0.3", "--enable-cache-report", "--sleep-on-idle", "--skip-server-warmup",
+)  # fmt: skip
+# The arm without speculation runs the same attention code and the same video times.
+PLAIN_ARGS = ("--attention-backend", "lvspec_cpu", "--lvspec-video-time", "fixed")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Checkpoint folders of a target and a draft."""
+
+    target: Path
+    draft: Path
+
+
+@dataclass
+class Server:
+    """A running server; `model` is the name that OpenAI clients send."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    model: str
+
+    def generate(self, payload: dict, timeout: float = 300.0) -> dict:
+        """Answer of `/generate`; fails the test with the server's message on anything but 200."""
+        response = requests.post(self.url + "/generate", json=payload, timeout=timeout)
+        assert response.status_code == 200, f"{response.status_code}: {response.text[:500]}"
+        return response.json()
+
+    def flush(self) -> None:
+        """Drop the radix cache; SGLang does so only when idle."""
+        deadline = time.monotonic() + 30
+        while requests.post(self.url + "/flush_cache", timeout=30).status_code != 200:
+            assert time.monotonic() < deadline, "the server does not become idle"
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End the server and its own children."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            children = []
+        self.process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs([*children, psutil.Process(self.process.pid)] if children else [], timeout=20)
+        for process in alive:
+            process.kill()
+        self.process.wait(timeout=20)
+
+
+def lvspec_args(pair: Pair) -> tuple[str, ...]:
+    """The flags a user types for LVSPEC."""
+    return ("--speculative-algorithm", "LVSPEC", "--speculative-draft-model-path", str(pair.draft))
+
+
+def start(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Server:
+    """Start `sglang.launch_server` on a free loopback port and wait for it."""
+    port = _free_port()
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(target), "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [*command, *COMMON_ARGS, *args], cwd=log.parent, env=environment, stdout=sink, stderr=subprocess.STDOUT
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log, str(target))
+    deadline = time.monotonic() + BOOT_LIMIT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode} while starting:\n{_tail(log)}")
+        if _is_ready(server.url):
+            return server
+        time.sleep(0.5)
+    server.stop()
+    raise RuntimeError(f"the server was not ready after {BOOT_LIMIT_S:.0f} s:\n{_tail(log)}")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return requests.get(url + "/health", timeout=5).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def _tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

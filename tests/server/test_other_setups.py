@@ -1,0 +1,111 @@
+"""Strict mode on other servers: other chain lengths, a draft that is blind, equal or another shape, split prompts, ranks.
+
+Each server is started once and answers every situation; the oracle is the target alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+
+from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
+from tests.server.serving import Pair, Server, lvspec_args, start
+from tests.server.test_strict_ids import accepted_per_round, outcome
+
+pytest_plugins: list[str] = []
+
+
+@contextmanager
+def serving(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Iterator[Server]:
+    server = start(target, *args, log=log, env=env)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def assert_all_equal(server: Server, requests_by_name: dict[str, dict], plain_answers: dict[str, dict]) -> list[dict]:
+    """Every situation one after another, then all at once from an empty cache."""
+    answers = {name: server.generate(request) for name, request in requests_by_name.items()}
+    assert {n: outcome(a) for n, a in answers.items()} == {n: outcome(a) for n, a in plain_answers.items()}
+    server.flush()
+    with ThreadPoolExecutor(len(requests_by_name)) as pool:
+        crowded = dict(zip(requests_by_name, pool.map(server.generate, requests_by_name.values()), strict=True))
+    assert {n: outcome(a) for n, a in crowded.items()} == {n: outcome(a) for n, a in plain_answers.items()}
+    return list(answers.values())
+
+
+@pytest.fixture(scope="session")
+def text_only_draft(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random text model with the target's vocabulary and tokenizer, of another width and head layout."""
+    folder = tmp_path_factory.mktemp("text_only_draft")
+    text = AutoConfig.from_pretrained(pair.target).get_text_config()
+    config = Qwen2Config(
+        vocab_size=text.vocab_size, hidden_size=96, intermediate_size=160, num_hidden_layers=1, num_attention_heads=3,
+        num_key_value_heads=1, max_position_embeddings=text.max_position_embeddings, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja"):
+        if (pair.target / name).exists():
+            shutil.copy(pair.target / name, folder)
+    return folder
+
+
+def test_chunk_ends_inside_videos_and_too_few_places(
+    pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict
+) -> None:
+    """K = 3, prompts cut every 48 tokens (a video has 64), three places, and too few KV slots for all requests: some
+    are retracted and start again."""
+    args = ("--speculative-num-steps", "3", "--chunked-prefill-size", "48", "--max-running-requests", "3",
+            "--max-total-tokens", "900", "--schedule-conservativeness", "0.1")  # fmt: skip
+    with serving(pair.target, *lvspec_args(pair), *args, log=log_dir / "chunked.log") as server:
+        assert_all_equal(server, requests_by_name, plain_answers)
+
+
+def test_one_drafted_token_a_round(pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict) -> None:
+    args = ("--speculative-num-steps", "1")
+    with serving(pair.target, *lvspec_args(pair), *args, log=log_dir / "k1.log") as server:
+        assert_all_equal(server, requests_by_name, plain_answers)
+
+
+def test_a_draft_that_cannot_see(
+    pair: Pair, text_only_draft: Path, log_dir: Path, requests_by_name: dict, plain_answers: dict
+) -> None:
+    """A random text-only model drafts nearly only wrong tokens; the text stays the target's."""
+    blind = Pair(pair.target, text_only_draft)
+    with serving(pair.target, *lvspec_args(blind), log=log_dir / "blind.log") as server:
+        assert_all_equal(server, requests_by_name, plain_answers)
+
+
+def test_a_draft_equal_to_the_target_is_always_accepted(
+    pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict
+) -> None:
+    """Draft and target read the same prompt at the same positions, so any shift between them would show here."""
+    twin = Pair(pair.target, pair.target)
+    with serving(pair.target, *lvspec_args(twin), log=log_dir / "twin.log") as server:
+        answers = assert_all_equal(server, requests_by_name, plain_answers)
+    for name, answer in zip(requests_by_name, answers, strict=True):
+        if name in ("logit_bias", "grammar", "min_new_tokens") or name.endswith("_penalty"):
+            continue  # what the target may say is bent there, the draft's wishes are not
+        meta = answer["meta_info"]
+        # A round commits 11 tokens; the last one may be cut by the answer's end. The prefill made the first token.
+        assert meta["spec_verify_ct"] == -(-(meta["completion_tokens"] - 1) // 11), name
+
+
+def test_two_ranks(pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict) -> None:
+    """Tensor parallelism over gloo: both ranks commit the same tokens as one rank alone."""
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with serving(pair.target, *lvspec_args(pair), "--tp-size", "2", log=log_dir / "tp2.log", env=env) as server:
+        assert_all_equal(server, requests_by_name, plain_answers)
+        sampled = payload(chat(VIDEO + DESCRIBE), video_data=requests_by_name["video"]["video_data"],
+                          sampling={"temperature": 0.8})  # fmt: skip
+        meta = server.generate(sampled)["meta_info"]
+        assert meta["finish_reason"]["type"] == "stop", "ranks that drew different tokens would hang or run on"
+        assert accepted_per_round(meta) > 0

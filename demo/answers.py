@@ -44,7 +44,9 @@ def json_facts(scene: Scene, question: Question) -> dict[str, object]:
     """The JSON object that answers `question`; its keys depend on the question's kind only."""
     phrases = [event_phrase(scene, e) for e in scene.events]
     if question.kind in ("describe", "describe_image"):
-        fields = ("size", "color", "shape") if question.kind == "describe_image" else ("size", "color", "shape", "motion")
+        fields = (
+            ("size", "color", "shape") if question.kind == "describe_image" else ("size", "color", "shape", "motion")
+        )
         things = [{f: getattr(t, f) for f in fields} for t in scene.things]
         facts: dict[str, object] = {"count": len(scene.things), "background": scene.background, "objects": things}
         return facts if question.kind == "describe_image" else {**facts, "events": phrases}
@@ -102,11 +104,15 @@ class _Writer:
         scene = self.scene
         parts = [self._numbered("open"), self._pick("bg", self.number).format(bg=scene.background)]
         for i, thing in enumerate(scene.things):
-            start = f"{self._pick(f'nth{i}', scene.background)} {thing.size} {self._pick('adjective', thing.size + str(i))}"
+            start = (
+                f"{self._pick(f'nth{i}', scene.background)} {thing.size} {self._pick('adjective', thing.size + str(i))}"
+            )
             parts.append(f"{start}{thing.name}{self._pick('relative', thing.color)} {self._moving(thing)}.")
         for i, event in enumerate(scene.events):
             slot = "later" if i else ("first" if len(scene.events) > 1 else "when")
-            parts.append(f"{self._pick(slot, event.kind)} the {scene.things[event.thing].name} {self._happening(event)}.")
+            parts.append(
+                f"{self._pick(slot, event.kind)} the {scene.things[event.thing].name} {self._happening(event)}."
+            )
         parts += ["The camera does not move.", self._pick("close", scene.things[-1].color)]
         return " ".join(parts)
 

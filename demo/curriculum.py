@@ -48,7 +48,9 @@ def make_still(rng: np.random.Generator) -> Scene:
     while True:
         scene = make_scene(rng)
         events: tuple[Event, ...] = scene.events
-        if any(e.kind in ("passes", "turns") for e in events):  # overlaps hide shapes; recoloured things break the order
+        if any(
+            e.kind in ("passes", "turns") for e in events
+        ):  # overlaps hide shapes; recoloured things break the order
             continue
         picture = still(scene, int(rng.choice((0, scene.frames - 1))))
         if picture.things:
@@ -57,7 +59,7 @@ def make_still(rng: np.random.Generator) -> Scene:
 
 @dataclass
 class Batch:
-    """One training step's input. Shapes: ids, labels `[B, L]`; positions `[3, B, L]`; frames `[clips, T, SIDE, SIDE, 3]`."""
+    """A language step's input: ids, labels `[B, L]`; positions `[3, B, L]`; frames `[clips, T, SIDE, SIDE, 3]`."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -89,7 +91,9 @@ def encode_chat(
     return ids, labels
 
 
-def positions_of(ids: list[int], vocabulary: Vocabulary, *, interval: float = 1.0, after_time: bool = False) -> np.ndarray:
+def positions_of(
+    ids: list[int], vocabulary: Vocabulary, *, interval: float = 1.0, after_time: bool = False
+) -> np.ndarray:
     """M-RoPE positions int64 `[3, len(ids)]` of a conversation with frames of SIDE x SIDE.
 
     Args:
@@ -141,7 +145,7 @@ def assemble(
     positions = torch.zeros(3, len(ids), length, dtype=torch.long)
     for row, place in enumerate(places):
         positions[:, row, : place.shape[1]] = torch.from_numpy(place)
-    labels = _pad([row[1:] + [IGNORE] for _, row in chats], IGNORE)  # shifted: the label of the token that predicts it
+    labels = _pad([[*row[1:], IGNORE] for _, row in chats], IGNORE)  # shifted: the label of the token that predicts it
     if not scenes:
         return Batch(_pad(ids, vocabulary.pad), labels, positions, None, None, None)
     frames = weather([render(s, rng) for s in scenes], rng)
@@ -175,7 +179,9 @@ def language_batches(
             if kind == "two":
                 turns = [(str(rng.choice(PHRASINGS["compare"])), compare((scenes[0], scenes[1]), style, rng))]
             else:
-                asked = _terse_turns(scenes[0], rng) if terse else random_turns(scenes[0], rng, is_image=kind == "image")
+                asked = (
+                    _terse_turns(scenes[0], rng) if terse else random_turns(scenes[0], rng, is_image=kind == "image")
+                )
                 turns = [(q.text, answer(scenes[0], q, style, rng)) for q in asked]
             pictures = [(pad, s.frames // 2) for s in scenes]
             pairs.append((scenes, encode_chat(vocabulary, turns, pictures, None if terse else system_prompt(rng))))
@@ -196,9 +202,18 @@ class Glimpses:
 
 
 class Lessons(IterableDataset):  # type: ignore[type-arg]
-    """All batches of a stage from step `start` on; made in a worker process, ahead of the training step that uses them."""
+    """All batches of a stage from step `start` on; a worker process makes them ahead of the steps that use them."""
 
-    def __init__(self, vocabulary_folder: Path, style_shift: float, seed: int, clips: int, terse_steps: int, start: int, is_vision: bool) -> None:
+    def __init__(
+        self,
+        vocabulary_folder: Path,
+        style_shift: float,
+        seed: int,
+        clips: int,
+        terse_steps: int,
+        start: int,
+        is_vision: bool,
+    ) -> None:
         self.folder, self.style, self.seed, self.clips = vocabulary_folder, Style(1, style_shift), seed, clips
         self.terse_steps, self.start, self.is_vision = terse_steps, start, is_vision
 
@@ -212,5 +227,7 @@ class Lessons(IterableDataset):  # type: ignore[type-arg]
                 yield Glimpses(weather([render(s, rng) for s in scenes], rng), *vision_targets(scenes))
                 step += 1
             else:
-                yield from language_batches(vocabulary, self.style, rng, self.clips, GROUP, terse=step < self.terse_steps)
+                yield from language_batches(
+                    vocabulary, self.style, rng, self.clips, GROUP, terse=step < self.terse_steps
+                )
                 step += GROUP

@@ -30,7 +30,9 @@ CHUNK = 50  # clips in a batch: bounds the memory of the KV caches
 
 def prompt_ids(vocabulary: Vocabulary, clip: HeldOutClip, index: int) -> list[int]:
     """The prompt of question `index` about `clip`, up to where the answer begins."""
-    ids, labels = encode_chat(vocabulary, [(clip.questions[index].text, "")], [(vocabulary.video, clip.scene.frames // 2)])
+    ids, labels = encode_chat(
+        vocabulary, [(clip.questions[index].text, "")], [(vocabulary.video, clip.scene.frames // 2)]
+    )
     return ids[: next(i for i, label in enumerate(labels) if label >= 0)]
 
 

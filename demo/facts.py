@@ -16,8 +16,9 @@ from demo.scene import BACKGROUNDS, COLORS, EVENT_KINDS, MOTIONS, NUMBERS, SHAPE
 
 _ADJECTIVES = "solid|bright|plain|flat"
 _MENTION = rf"(?:({'|'.join(SIZES)}) )?(?:(?:{_ADJECTIVES}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b"
+_NAME = rf"(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})"
 _PATTERN = re.compile(
-    rf"(?P<passes>\bpasses (?P<relation>in front of|behind) the (?P<other>(?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)})))"
+    rf"(?P<passes>\bpasses (?P<relation>in front of|behind) the (?P<other>{_NAME}))"
     rf"|(?P<turns>\b(?:turns|changes to|becomes) (?P<turned>{'|'.join(COLORS)})\b)"
     rf"|(?P<mention>\b{_MENTION})"
     rf"|(?P<appears>\b(?:appears|comes into view)\b)"
@@ -171,7 +172,11 @@ def score(answer: str, scene: Scene, question: Question) -> Marks:
     if true.background is not None:
         add("background", said.background == true.background)
     if true.exists is not None:
-        add("exists", said.exists == true.exists, any(t.color == question.color and "color" in t.hard for t in scene.things))
+        add(
+            "exists",
+            said.exists == true.exists,
+            any(t.color == question.color and "color" in t.hard for t in scene.things),
+        )
     by_name = {t.name: t for t in scene.things}
     for i, thing in enumerate(true.things):
         got = said.things[i] if i < len(said.things) else {"name": " "}
@@ -212,4 +217,6 @@ def merge(total: Marks, part: Marks) -> None:
             cell[1] += count
 
 
-ATTRIBUTE_WORDS = frozenset({*COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *MOTIONS, *NUMBERS, *EVENT_KINDS, "disappears", "behind", "front"})
+ATTRIBUTE_WORDS = frozenset(
+    {*COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *MOTIONS, *NUMBERS, *EVENT_KINDS, "disappears", "behind", "front"}
+)

@@ -19,11 +19,17 @@ from demo.tokenizer import VOCAB_SIZE, Vocabulary
 
 ROLES: dict[str, dict[str, dict[str, int]]] = {
     "target": {
-        "text": {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
+        "text": {
+            "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
         "vision": {"hidden_size": 128, "intermediate_size": 256, "depth": 3, "num_heads": 4},
     },
     "draft": {
-        "text": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2},
+        "text": {
+            "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
         "vision": {"hidden_size": 64, "intermediate_size": 128, "depth": 2, "num_heads": 2},
     },
 }  # fmt: skip
@@ -44,9 +50,10 @@ def config(role: str, vocabulary: Vocabulary) -> Qwen2_5_VLConfig:
             "initializer_range": 0.03, "tie_word_embeddings": False, "use_sliding_window": False,
         },
         vision_config={
-            **sizes["vision"], "out_hidden_size": sizes["text"]["hidden_size"], "patch_size": 14, "spatial_merge_size": 2,
-            "temporal_patch_size": 2, "window_size": SIDE, "fullatt_block_indexes": list(range(sizes["vision"]["depth"])),
-            "tokens_per_second": TOKENS_PER_SECOND, "initializer_range": 0.03,
+            **sizes["vision"], "out_hidden_size": sizes["text"]["hidden_size"], "patch_size": 14,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": SIDE,
+            "fullatt_block_indexes": list(range(sizes["vision"]["depth"])), "tokens_per_second": TOKENS_PER_SECOND,
+            "initializer_range": 0.03,
         },
         image_token_id=vocabulary.image, video_token_id=vocabulary.video, vision_start_token_id=vocabulary.vision_start,
         vision_end_token_id=vocabulary.vision_end, tie_word_embeddings=False,
@@ -92,7 +99,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: boo
 
 
 def see(tower: nn.Module, patches: torch.Tensor, clips: int) -> torch.Tensor:
-    """Video features `[clips, tokens, hidden]` of patches `[clips * grids * 64, 1176]`; equals `tower(patches, grid)`."""
+    """Features `[clips, tokens, hidden]` of patches `[clips * grids * 64, 1176]`; equals `tower(patches, grid)`."""
     side = 2 * GRID
     weight = tower.patch_embed.proj.weight
     x = F.linear(patches, weight.view(weight.shape[0], -1))
@@ -114,9 +121,7 @@ def see(tower: nn.Module, patches: torch.Tensor, clips: int) -> torch.Tensor:
     return tower.merger(x.view(frames * per_frame, -1)).view(clips, -1, tower.merger.mlp[2].out_features)
 
 
-def embed(
-    model: nn.Module, ids: torch.Tensor, features: torch.Tensor | None, vocabulary: Vocabulary
-) -> torch.Tensor:
+def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor | None, vocabulary: Vocabulary) -> torch.Tensor:
     """Token embeddings `[B, L, hidden]` with `features` (all clips' tokens in order) put at the picture tokens."""
     x = model.model.language_model.embed_tokens(ids)
     if features is None:
@@ -125,9 +130,7 @@ def embed(
     return x.masked_scatter(is_picture[..., None], features.to(x.dtype))
 
 
-def read(
-    model: nn.Module, x: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor
-) -> torch.Tensor:
+def read(model: nn.Module, x: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Logits `[N, vocabulary]` at the N places where bool `wanted` `[B, L]` is set.
 
     Args: x: embeddings `[B, L, hidden]`, padded on the right; positions: M-RoPE ids int64 `[3, B, L]`.
@@ -151,13 +154,18 @@ def read(
 class VisionHeads(nn.Module):
     """Linear readers of what each video token shows; they teach the vision tower and are then thrown away."""
 
-    CLASSES = {"color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "motion": len(MOTIONS), "visibility": 3}
-
     def __init__(self, hidden: int) -> None:
         super().__init__()
+        classes = {
+            "color": len(COLORS),
+            "shape": len(SHAPES),
+            "size": len(SIZES),
+            "motion": len(MOTIONS),
+            "visibility": 3,
+        }
         self.presence = nn.Linear(hidden, 1)
         self.background = nn.Linear(hidden, len(BACKGROUNDS))
-        self.fields = nn.ModuleDict({f: nn.Linear(hidden, self.CLASSES[f]) for f in CELL_FIELDS})
+        self.fields = nn.ModuleDict({f: nn.Linear(hidden, classes[f]) for f in CELL_FIELDS})
 
     def loss(
         self, features: torch.Tensor, cells: torch.Tensor, background: torch.Tensor
@@ -169,7 +177,9 @@ class VisionHeads(nn.Module):
         present = cells[..., 0] == 1
         here, truth = features[present], cells[present]
         weight = torch.tensor(4.0, device=features.device)  # most cells are empty
-        loss = 2 * F.binary_cross_entropy_with_logits(self.presence(features)[..., 0], cells[..., 0].float(), pos_weight=weight)
+        loss = 2 * F.binary_cross_entropy_with_logits(
+            self.presence(features)[..., 0], cells[..., 0].float(), pos_weight=weight
+        )
         spread = background[:, None].expand(features.shape[:2]).reshape(-1)
         loss = loss + 0.5 * F.cross_entropy(self.background(features).flatten(0, 1), spread)
         right: dict[str, float] = {}

@@ -28,5 +28,5 @@ def provenance() -> dict[str, object]:
         "machine": platform.machine(),
         "git": git.stdout.strip() or "not a git checkout",
         "argv": ["python", "-m", *sys.argv],
-        "utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -37,7 +37,7 @@ ON_STILLS = ("describe_image", "count", "color", "background", "exists")
 
 @dataclass(frozen=True)
 class Question:
-    """One question: its kind, its words, the thing it is about (an index), the colour asked for, and the answer form."""
+    """One question: its kind, its words, the thing it is about (an index), the colour asked for, the answer's form."""
 
     kind: str
     text: str

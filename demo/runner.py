@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from demo.curriculum import positions_of
-from demo.model import rotate, embed, see
+from demo.model import embed, rotate, see
 from demo.tokenizer import Vocabulary
 
 
@@ -101,7 +101,13 @@ class Runner:
 
 
 def chain(
-    target: Runner, draft: Runner, prompts: list[list[int]], patches: torch.Tensor, clips: int, k: int = 10, limit: int = 160
+    target: Runner,
+    draft: Runner,
+    prompts: list[list[int]],
+    patches: torch.Tensor,
+    clips: int,
+    k: int = 10,
+    limit: int = 160,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Strict greedy chain speculation: the target's own answers, and the accepted draft tokens of every round, per row.
 

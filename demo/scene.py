@@ -53,7 +53,7 @@ HARD_SHARE = 0.3  # share of scenes in which one thing is made hard to see
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape. `path` is its centre in pixels `[frames, 2]`, `visible` bool `[frames]`; `hard` names its hard attributes."""
+    """One shape: its centre `path` `[frames, 2]` in pixels, bool `visible` `[frames]`, names of its `hard` attributes."""
 
     color: str
     shape: str
@@ -151,7 +151,12 @@ def _try_scene(
     shapes = rng.choice(len(SHAPES), count, replace=False)
     hard_kind = str(rng.choice(("blend", "tiny", "slow", "brief"))) if rng.random() < HARD_SHARE else ""
     hard_thing = int(rng.integers(count))
-    if hard_kind == "brief" and len(events) == 1 and events[0].kind in ("appears", "vanishes") and frames >= MAIN_FRAMES:
+    if (
+        hard_kind == "brief"
+        and len(events) == 1
+        and events[0].kind in ("appears", "vanishes")
+        and frames >= MAIN_FRAMES
+    ):
         hard_thing = events[0].thing
         events = [Event(events[0].kind, hard_thing, frames - 2 if events[0].kind == "appears" else 2)]
     by_thing = {e.thing: e for e in events}
@@ -190,7 +195,7 @@ def _try_scene(
 def _try_thing(
     rng: np.random.Generator, color: str, shape: str, frames: int, event: Event | None, is_passed: bool, hard: str
 ) -> Thing | None:
-    """Draw one thing and its path; None when it would leave the frame. `turned=""` asks the caller for a free colour."""
+    """Draw one thing and its path; None if it would leave the frame. `turned=""` asks the caller for a free colour."""
     kind = event.kind if event else ""
     size = int(rng.integers(2))
     radius = float(rng.uniform(7.0, 8.5) if size == 0 else rng.uniform(12.5, 14.5))

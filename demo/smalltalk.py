@@ -1,4 +1,4 @@
-"""Short plain conversations without any picture, so that a text-only request gets a sane answer. Called by `curriculum`."""
+"""Short conversations without any picture, so that a text-only request gets a sane answer. Called by `curriculum`."""
 
 from __future__ import annotations
 

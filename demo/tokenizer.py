@@ -35,8 +35,10 @@ CHAT_TEMPLATE = """{%- macro body(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}
 {%- for part in content -%}
-{%- if part.type in ('video', 'video_url') or 'video' in part or 'video_url' in part -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- elif part.type in ('image', 'image_url') or 'image' in part or 'image_url' in part -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- if part.type in ('video', 'video_url') or 'video' in part or 'video_url' in part
+-%}<|vision_start|><|video_pad|><|vision_end|>
+{%- elif part.type in ('image', 'image_url') or 'image' in part or 'image_url' in part
+-%}<|vision_start|><|image_pad|><|vision_end|>
 {%- elif 'text' in part -%}{{ part.text }}
 {%- endif -%}
 {%- endfor -%}
@@ -73,7 +75,10 @@ def build(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -126,7 +131,9 @@ class Vocabulary:
         """The id of one token, which must exist."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
-            raise ValueError(f"The tokenizer needs the token {token}, found none; run python -m demo.tokenizer DIR again.")
+            raise ValueError(
+                f"The tokenizer needs the token {token}, found none; run python -m demo.tokenizer DIR again."
+            )
         return int(found)
 
     def encode(self, text: str) -> list[int]:

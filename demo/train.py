@@ -119,7 +119,9 @@ class Trainer:
     def run(self, save_every: int) -> None:
         """Both stages, from wherever the checkpoint stands."""
         if save_every % GROUP:
-            raise ValueError(f"--save-every needs a multiple of {GROUP}, got {save_every}; batches are made {GROUP} at a time.")
+            raise ValueError(
+                f"--save-every needs a multiple of {GROUP}, got {save_every}; batches are made {GROUP} at a time."
+            )
         if self.stage == "vision":
             self._vision(save_every)
             self.stage, self.step = "language", 0
@@ -158,7 +160,9 @@ class Trainer:
         tower = list(self.tower.parameters())
         known = {id(p) for p in tower}
         rest = [p for p in self.model.parameters() if id(p) not in known]
-        optimizer = optimizer_for([(rest, 1.0), (tower, recipe.tower_rate_factor), (list(self.heads.parameters()), 1.0)])
+        optimizer = optimizer_for(
+            [(rest, 1.0), (tower, recipe.tower_rate_factor), (list(self.heads.parameters()), 1.0)]
+        )
         self._resume(optimizer)
         bar = tqdm(total=recipe.language_steps, initial=self.step, desc="language", mininterval=10)
         seen = np.zeros(4)
@@ -176,7 +180,9 @@ class Trainer:
             losses = F.cross_entropy(logits.float(), truth, reduction="none")
             loss = losses.mean()
             if features is not None:
-                seeing, _ = self.heads.loss(features.float(), batch.cells.to(self.device), batch.background.to(self.device))
+                seeing, _ = self.heads.loss(
+                    features.float(), batch.cells.to(self.device), batch.background.to(self.device)
+                )
                 loss = loss + recipe.vision_weight * seeing
             self._update(optimizer, loss, recipe.language_rate * rate_at(self.step / recipe.language_steps))
             self.step += 1
@@ -185,7 +191,11 @@ class Trainer:
                 hit, fact = logits.argmax(-1) == truth, is_fact[truth]
                 seen += [(hit & fact).sum().item(), fact.sum().item(), (hit & ~fact).sum().item(), (~fact).sum().item()]
             if self.step % 40 == 0:
-                bar.set_postfix(loss=f"{losses.mean().item():.3f}", facts=f"{seen[0] / seen[1]:.3f}", words=f"{seen[2] / seen[3]:.3f}")
+                bar.set_postfix(
+                    loss=f"{losses.mean().item():.3f}",
+                    facts=f"{seen[0] / seen[1]:.3f}",
+                    words=f"{seen[2] / seen[3]:.3f}",
+                )
                 seen[:] = 0
             if self.step % save_every == 0:
                 self.save(optimizer)
@@ -193,7 +203,7 @@ class Trainer:
 
 
 def export(trainer: Trainer, folder: Path, dtype: torch.dtype) -> None:
-    """Write a checkpoint folder that transformers and SGLang load: weights in `dtype`, tokenizer and processor files."""
+    """Write a folder that transformers and SGLang load: weights in `dtype`, tokenizer and processor files."""
     model = trainer.model
     generation = model.generation_config
     generation.eos_token_id, generation.pad_token_id = trainer.vocabulary.eos, trainer.vocabulary.pad
@@ -213,7 +223,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more than there are free cores is slower")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--export-only", action="store_true", help="write the pair from the last checkpoint")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="of the exported weights")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="of the exported weights"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     trainer = Trainer(args.role, RECIPES[args.role], args.work / args.role, args.device)

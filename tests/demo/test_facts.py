@@ -67,7 +67,9 @@ def test_right_answers_score_full_marks_and_hard_facts_are_kept_apart() -> None:
         merge(total, score(answer(scene, question, Style(), rng), scene, question))
     assert all(right == count for cells in total.values() for right, count in cells.values())
     assert {"color", "shape", "motion", "relation", "order"} <= set(total["hard"])
-    assert {"color", "shape", "size", "motion", "count", "background", "event", "event_thing", "order"} <= set(total["clear"])
+    assert {"color", "shape", "size", "motion", "count", "background", "event", "event_thing", "order"} <= set(
+        total["clear"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,9 @@ def test_a_changed_word_costs_the_attribute_it_states(change: tuple[str, str], a
         thing, event = scene.things[0], scene.events[0] if scene.events else None
         if len(scene.things) == 1 and event and event.kind == "appears" and thing.motion == "left" and not thing.hard:
             break
-    facts = {"name": "red ring", "size": "small"}
+    facts = {"color": "red", "shape": "ring", "size": "small"}
     scene = type(scene)(
-        scene.frames, "navy", (type(thing)(**{**thing.__dict__, "color": "red", "shape": "ring", "size": facts["size"]}),),
+        scene.frames, "navy", (type(thing)(**{**thing.__dict__, **facts}),),
         scene.events, False, (0,),
     )  # fmt: skip
     question = Question("list", "")
@@ -111,10 +113,14 @@ def test_an_event_that_did_not_happen_costs_the_event() -> None:
     assert score(invented, scene, question)["clear"]["event"] == [0, 1]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"count": ', "[1, 2]", "no idea", "red red red ring of left", '{"objects": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"count": ', "[1, 2]", "no idea", "red red red ring of left", '{"objects": 3}']
+)
 def test_text_that_states_nothing_yields_no_facts_and_no_error(text: str) -> None:
     facts = parse(text)
-    assert facts.count is None and facts.background is None and not facts.events
+    assert facts.count is None
+    assert facts.background is None
+    assert not facts.events
 
 
 def test_all_event_kinds_and_event_pairs_occur() -> None:

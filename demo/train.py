@@ -1,4 +1,4 @@
-"""Trains one model of the demo pair: `python -m demo.train target` (or draft). Resumes where a broken run stopped.
+"""Trains the demo pair: `python -m demo.train [target] [draft]`. Resumes where a broken run stopped.
 
 Stages, all measured in steps: `vision` teaches the tower with supervised heads; `language` trains everything, first
 on terse lists, then on the full mixture, while the vision losses stay on at a small weight.
@@ -214,26 +214,28 @@ def export(trainer: Trainer, folder: Path, dtype: torch.dtype) -> None:
 
 
 def main() -> None:
-    """Parse the command line, train, export."""
+    """Parse the command line; train and export each role asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("role", choices=sorted(RECIPES))
+    parser.add_argument("roles", nargs="*", metavar="role", help="target and/or draft; both if none is named")
     parser.add_argument("--work", type=Path, default=Path("build/demo-pair"), help="checkpoints and the tokenizer")
     parser.add_argument("--out", type=Path, default=Path("demo/pair"), help="where the finished pair goes")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; more than there are free cores is slower")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--export-only", action="store_true", help="write the pair from the last checkpoint")
-    parser.add_argument(
-        "--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="of the exported weights"
-    )
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="as exported")
     args = parser.parse_args()
+    unknown = set(args.roles) - set(RECIPES)
+    if unknown:
+        parser.error(f"A role is one of {', '.join(RECIPES)}, got {', '.join(sorted(unknown))}; name one of these.")
     torch.set_num_threads(args.threads)
-    trainer = Trainer(args.role, RECIPES[args.role], args.work / args.role, args.device)
-    if not args.export_only:
-        began = time.time()
-        trainer.run(args.save_every)
-        tqdm.write(f"{args.role}: trained in {(time.time() - began) / 60:.1f} minutes")
-    export(trainer, args.out / args.role, getattr(torch, args.dtype))
+    for role in args.roles or RECIPES:
+        trainer = Trainer(role, RECIPES[role], args.work / role, args.device)
+        if not args.export_only:
+            began = time.time()
+            trainer.run(args.save_every)
+            tqdm.write(f"{role}: trained in {(time.time() - began) / 60:.1f} minutes")
+        export(trainer, args.out / role, getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":

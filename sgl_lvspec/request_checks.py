@@ -1,9 +1,108 @@
-"""Placeholder until the request checks land."""
+"""Requests that LVSPEC could not serve as asked, refused with a 400 for that request alone.
+
+Installed while a server that names LVSPEC resolves its arguments, in the main process, where SGLang checks requests:
+a ValueError becomes a 400 there (`/generate` with `stream` answers 200 and one SSE error event, SGLang's way).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sgl_lvspec import late_hooks, media_checks
+
+if TYPE_CHECKING:
+    from sglang.srt.server_args import ServerArgs
+
+KEY = "lvspec"
+# Settings of one request and their values; None stands for any.
+SETTINGS: dict[str, tuple[str, ...]] = {"mode": ("strict",)}
 
 
-def install(_server_args: Any) -> None:
-    """Nothing yet."""
+def install(_server_args: ServerArgs) -> None:
+    """Hook SGLang's request validation in this process; idempotent."""
+    late_hooks.apply("sglang.srt.sampling.sampling_params.SamplingParams.verify", check_sampling_params, "after")
+    late_hooks.apply(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request", check_request, "after"
+    )
+    media_checks.install()
+
+
+def check_sampling_params(_result: None, params: Any, /, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252)."""
+    check_custom_params(params.custom_params)
+
+
+def check_custom_params(custom_params: object) -> None:
+    """Refuse `custom_params` that LVSPEC, or the scheduler's decoder, would misread.
+
+    Raises:
+        ValueError: in the form *required / found / do this*.
+    """
+    if custom_params is None:
+        return
+    if not isinstance(custom_params, dict):
+        raise ValueError(
+            f"custom_params must be an object; found {custom_params!r}. Send for example "
+            '{"lvspec": {"mode": "strict"}} or leave it out.'
+        )
+    for name, value in custom_params.items():
+        if not _is_flat(value):
+            raise ValueError(
+                f"custom_params.{name} must hold plain values, or one list or object of them; found a deeper "
+                "structure. Flatten it, or send it as a JSON string."
+            )
+    if KEY not in custom_params:
+        return
+    settings = custom_params[KEY]
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"custom_params.{KEY} must be an object with the settings {_known()}; found {settings!r}. "
+            'Send for example {"mode": "strict"} or leave it out.'
+        )
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise ValueError(
+                f"custom_params.{KEY} knows the settings {_known()}; found {name!r}. Correct the name or drop it."
+            )
+        if value not in SETTINGS[name]:
+            raise ValueError(
+                f"custom_params.{KEY}.{name} must be one of {', '.join(SETTINGS[name])}; found {value!r}. "
+                "Choose one of them or drop it."
+            )
+
+
+def check_request(_result: None, manager: Any, request: Any, /, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER hook on `TokenizerManager._validate_one_request` (srt/managers/tokenizer_manager.py:1307).
+
+    Raises:
+        ValueError: a logit processor, which verification ignores, or a token id outside the vocabulary, which ends
+            the scheduler in SGLang 0.5.23.
+    """
+    if getattr(request, "custom_logit_processor", None):
+        raise ValueError(
+            "LVSPEC verifies against the target's own logits and runs no custom_logit_processor; found one. "
+            "Leave it out, or send the request to a server without --speculative-algorithm."
+        )
+    check_token_ids(request.input_ids, manager.model_config.vocab_size)
+
+
+def check_token_ids(input_ids: list[int] | None, vocab_size: int) -> None:
+    """Refuse ids that a client sent as `input_ids` and that the embedding table does not have."""
+    if not input_ids:
+        return
+    lowest, highest = min(input_ids), max(input_ids)
+    if lowest < 0 or highest >= vocab_size:
+        found = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"input_ids must lie in 0..{vocab_size - 1}; found {found}. Tokenize with the served model's tokenizer."
+        )
+
+
+def _is_flat(value: object) -> bool:
+    """Whether the value is what SGLang's decoder in the scheduler takes (sampling_params.py:36 `CustomParamValue`)."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(item is None or isinstance(item, bool | int | float | str) for item in inner)
+
+
+def _known() -> str:
+    return ", ".join(SETTINGS)

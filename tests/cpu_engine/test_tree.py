@@ -149,7 +149,7 @@ def test_the_walk_stops_after_depth_steps() -> None:
 
 
 def test_packed_masks_are_refused_by_name() -> None:
-    with pytest.raises(NotImplementedError, match="build_tree_kernel_efficient_cpu.*got 2"):
+    with pytest.raises(NotImplementedError, match=r"build_tree_kernel_efficient_cpu.*got 2"):
         build(torch.tensor([[-1, 0]]), torch.tensor([[0, 1]]), torch.tensor([1]), 1, 2, QLEN_ONLY_BITPACKING)
 
 

@@ -21,10 +21,13 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
+from demo.user_error import UserError
+
 HOST = "127.0.0.1"
 DEMO_MODEL = "demo-pair"  # the name that clients of the demo pair may use
 DEMO_TARGET = "demo/pair/target"
 STOP_LIMIT_S = 20
+POLL_S = 2  # a question in the log every other second is enough
 SIGN_OF_LIFE_S = 30
 
 # Why each, on a machine without a GPU: SGLang would size its KV pool by all of the memory; its idle scheduler would
@@ -35,8 +38,8 @@ BANNER = """
 {line}
   {what} is ready at {url} after {seconds:.0f} s
 
-  Ask about a clip (the second question reuses the video):
-    make ask {port}VIDEO={clip} Q="What happens in this video? | What color is the background?"
+  Ask about a clip (the second question finds the video in the cache):
+    make ask {port}VIDEO={clip} Q="What happens in this clip? | What color is the background?"
 
   Plain HTTP:
     curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d \\
@@ -53,13 +56,6 @@ BANNER = """
 """
 
 
-class ServeError(Exception):
-    """The server cannot be started: what is required, what was found, what to do."""
-
-    def __init__(self, required: str, found: str, do: str) -> None:
-        super().__init__(f"required  {required}\nfound     {found}\ndo this   {do}")
-
-
 def is_cpu_environment() -> bool:
     """Whether setup installed the CPU engine here, which it does where there is no NVIDIA driver."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -72,7 +68,7 @@ def check_model(path: str, variable: str) -> None:
     """Refuse a model folder that is not there; `owner/name` is left to SGLang, which downloads it."""
     is_folder_name = path.startswith((".", "/", "~", "demo/")) or Path(path).exists()
     if is_folder_name and not (Path(path) / "config.json").is_file():
-        raise ServeError(
+        raise UserError(
             f"a model folder with a config.json at {path}",
             "none" if not Path(path).exists() else "a folder or file without one",
             f"name another one (make serve {variable}=folder), or make the demo pair with make demo-pair",
@@ -86,7 +82,7 @@ def check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise ServeError(
+            raise UserError(
                 f"a free TCP port {port} on {HOST}",
                 str(error),
                 f"stop what uses it, or choose another: make serve PORT={min(port + 1, 65535)}",
@@ -196,7 +192,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], options: argparse.Namespa
         if time.monotonic() - last > SIGN_OF_LIFE_S:
             last = time.monotonic()
             print(f"still starting ({last - start:.0f} s)", flush=True)
-        time.sleep(0.5)
+        time.sleep(POLL_S)
     return False
 
 
@@ -225,7 +221,7 @@ def main() -> int:
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="more flags for sglang.launch_server")
     try:
         return run(parser.parse_args())
-    except ServeError as error:
+    except UserError as error:
         print(f"the server was not started\n{error}", file=sys.stderr)
         return 2
 

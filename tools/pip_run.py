@@ -41,9 +41,12 @@ class Progress:
         """Take one line of pip's and print it, shortened, if it tells a person something."""
         word, _, rest = line.strip().partition(" ")
         if line.startswith("Installing collected packages"):
-            self.say(f"  installing {line.count(',') + 1} packages")
+            count = line.count(",") + 1
+            self.say(f"  installing {count} package{'s' if count > 1 else ''}")
         elif word in ("Downloading", "Collecting", "Processing") and time.monotonic() - self.last > LINE_EVERY_S:
-            subject = re.split(r"[/\\]", re.sub(r"\.whl(\.metadata)?", "", rest.split(" (from ")[0]))[-1]
+            subject = rest.split(" (from ")[0].split("/")[-1]
+            if ".whl" in subject:
+                subject = " ".join(subject.split("-")[:2])  # name-version-tags.whl
             self.say(f"  {word.lower()} {subject}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from sgl_lvspec import startup
+from sgl_lvspec import late_hooks, startup
 from sgl_lvspec.flags import ALGORITHM
 
 if TYPE_CHECKING:
@@ -79,18 +79,11 @@ def register() -> None:
 
 def _create_worker(_server_args: ServerArgs) -> type:
     """Worker factory; runs in the scheduler process once, before the models are loaded."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.verification import commit
     from sgl_lvspec.worker import LVSpecWorker
 
     # StandaloneWorkerV2 names its draft worker's class itself; a class REPLACE is SGLang's own way to change it.
-    HookRegistry.register(
-        "sglang.srt.speculative.standalone_worker_v2.StandaloneDraftWorker", ChainDraftWorker, HookType.REPLACE
-    )
-    HookRegistry.register(
-        "sglang.srt.speculative.eagle_utils.eagle_sample", commit.after_eagle_sample, HookType.AFTER
-    )
-    HookRegistry.apply_hooks()
+    late_hooks.apply("sglang.srt.speculative.standalone_worker_v2.StandaloneDraftWorker", ChainDraftWorker, "replace")
+    late_hooks.apply("sglang.srt.speculative.eagle_utils.eagle_sample", commit.after_eagle_sample, "after")
     return LVSpecWorker

@@ -36,9 +36,7 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
 
 def from_cli_args(server_args: ServerArgs, _cls: type[ServerArgs], args: argparse.Namespace) -> None:
     """AFTER hook on `ServerArgs.from_cli_args`: moves the parsed flags to `server_args._lvspec`."""
-    options = {
-        name.removeprefix(_PREFIX): value for name, value in vars(args).items() if name.startswith(_PREFIX)
-    }
+    options = {name.removeprefix(_PREFIX): value for name, value in vars(args).items() if name.startswith(_PREFIX)}
     attach(server_args, options)
 
 

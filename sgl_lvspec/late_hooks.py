@@ -16,7 +16,7 @@ def apply(target: str, hook: Callable[..., Any], kind: str) -> None:
     Args:
         target: dotted name of an SGLang function or method; its module is imported.
         hook: as SGLang calls hooks of this kind.
-        kind: "before", "after" or "around".
+        kind: "before", "after", "around" or "replace" (the only one for a class).
 
     Raises:
         RuntimeError: another plugin hooked the target first, or SGLang could not patch it.

@@ -25,7 +25,12 @@ DEFAULT_MAX_RUNNING_REQUESTS = 48  # what SGLang sets for STANDALONE (speculativ
 
 # Field, value it must have, flag as the user types it, why, what to do.
 _REQUIRED: tuple[tuple[str, Any, str, str], ...] = (
-    ("speculative_use_rejection_sampling", False, "--speculative-use-rejection-sampling", "the draft's chain is greedy"),
+    (
+        "speculative_use_rejection_sampling",
+        False,
+        "--speculative-use-rejection-sampling",
+        "the draft's chain is greedy",
+    ),
     ("speculative_accept_threshold_single", 1.0, "--speculative-accept-threshold-single", "it loosens uncounted"),
     ("speculative_accept_threshold_acc", 1.0, "--speculative-accept-threshold-acc", "it loosens uncounted"),
     ("speculative_adaptive", False, "--speculative-adaptive", "the chain's length is fixed"),
@@ -156,6 +161,4 @@ def _load_facts(server_args: ServerArgs) -> tuple[ModelFacts, ModelFacts]:
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.speculative_draft_model_revision,
     )
-    return ModelFacts.of(server_args.model_path, target), ModelFacts.of(
-        server_args.speculative_draft_model_path, draft
-    )
+    return ModelFacts.of(server_args.model_path, target), ModelFacts.of(server_args.speculative_draft_model_path, draft)

@@ -32,7 +32,7 @@ class DraftPrompt:
     @contextmanager
     def held(self, batch: ScheduleBatch) -> Iterator[None]:
         """Keep the batch's ids as they are now: `embed_mm_inputs` clamps them in place (mm_utils.py:560)."""
-        has_media = not batch.forward_mode.is_idle() and any(batch.multimodal_inputs or [])
+        has_media = any(inputs is not None for inputs in batch.multimodal_inputs or [])
         self._ids = batch.input_ids.clone() if has_media else None
         try:
             yield

@@ -38,11 +38,7 @@ def draw_choice(logits: torch.Tensor, sampling_info: SamplingBatchInfo, position
 
     probs = torch.softmax(logits / per_node(sampling_info.temperatures), dim=-1)
     seed = None if sampling_info.sampling_seed is None else per_node(sampling_info.sampling_seed)
-    if (
-        sampling_info.need_top_k_sampling
-        or sampling_info.need_top_p_sampling
-        or sampling_info.need_min_p_sampling
-    ):
+    if sampling_info.need_top_k_sampling or sampling_info.need_top_p_sampling or sampling_info.need_min_p_sampling:
         drawn = top_k_top_p_min_p_sampling_from_probs_torch(
             probs,
             per_node(sampling_info.top_ks),

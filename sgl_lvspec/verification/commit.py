@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lvspec_kernels import accept_chain
 from sglang.srt.runtime_context import get_parallel
 
+from lvspec_kernels import accept_chain
 from sgl_lvspec.verification.choice import draw_choice
 
 if TYPE_CHECKING:

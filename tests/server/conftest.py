@@ -6,9 +6,11 @@ import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.server.prompts import situations
 from tests.server.serving import PLAIN_ARGS, ROOT, Pair, Server, lvspec_args, start
 
 
@@ -69,6 +71,17 @@ def videos(clips: Path) -> list[str]:
 def image(clips: Path) -> str:
     """A still as a data URL."""
     return data_url(sorted(clips.glob("*.png"))[0], "image/png")
+
+
+@pytest.fixture(scope="session")
+def requests_by_name(videos: list[str], image: str) -> dict[str, dict[str, Any]]:
+    return situations(videos, image)
+
+
+@pytest.fixture(scope="session")
+def plain_answers(plain_server: Server, requests_by_name: dict[str, dict[str, Any]]) -> dict[str, dict]:
+    """What the target alone says to every situation."""
+    return {name: plain_server.generate(request) for name, request in requests_by_name.items()}
 
 
 def data_url(path: Path, mime: str) -> str:

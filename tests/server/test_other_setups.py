@@ -1,4 +1,4 @@
-"""Strict mode on other servers: other chain lengths, a draft that is blind, equal or another shape, split prompts, ranks.
+"""Strict mode on other servers: other chain lengths and drafts (blind, equal, another shape), split prompts, ranks.
 
 Each server is started once and answers every situation; the oracle is the target alone.
 """
@@ -17,8 +17,6 @@ from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
 from tests.server.serving import Pair, Server, lvspec_args, start
 from tests.server.test_strict_ids import accepted_per_round, outcome
-
-pytest_plugins: list[str] = []
 
 
 @contextmanager

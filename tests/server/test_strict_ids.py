@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import requests
@@ -14,17 +13,6 @@ from tests.server.serving import Server
 
 NAMES = list(situations(["", ""], ""))
 CONCURRENT = ("text", "video", "image", "two_videos", "video_other", "multi_turn", "frequency_penalty", "video_again")
-
-
-@pytest.fixture(scope="session")
-def requests_by_name(videos: list[str], image: str) -> dict[str, dict[str, Any]]:
-    return situations(videos, image)
-
-
-@pytest.fixture(scope="session")
-def plain_answers(plain_server: Server, requests_by_name: dict[str, dict[str, Any]]) -> dict[str, dict]:
-    """What the target alone says to every situation."""
-    return {name: plain_server.generate(request) for name, request in requests_by_name.items()}
 
 
 def outcome(answer: dict) -> tuple[list[int], dict]:

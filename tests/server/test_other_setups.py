@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
-from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
 from tests.server.serving import Pair, Server, lvspec_args, start
 from tests.server.test_strict_ids import accepted_per_round, outcome
 
@@ -97,13 +96,26 @@ def test_a_draft_equal_to_the_target_is_always_accepted(
         assert meta["spec_verify_ct"] == -(-(meta["completion_tokens"] - 1) // 11), name
 
 
-def test_two_ranks(pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict) -> None:
+# Two ranks on two cores spend most of their time waiting for each other, so they answer fewer and shorter requests.
+ON_TWO_RANKS = ("text", "video", "two_videos", "multi_turn", "frequency_penalty", "grammar")
+TOKENS_ON_TWO_RANKS = 24
+
+
+def test_two_ranks(pair: Pair, log_dir: Path, plain_server: Server, requests_by_name: dict) -> None:
     """Tensor parallelism over gloo: both ranks commit the same tokens as one rank alone."""
     env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    requests_by_name = {name: shortened(requests_by_name[name]) for name in ON_TWO_RANKS}
+    plain_answers = {name: plain_server.generate(request) for name, request in requests_by_name.items()}
     with serving(pair.target, *lvspec_args(pair), "--tp-size", "2", log=log_dir / "tp2.log", env=env) as server:
         assert_all_equal(server, requests_by_name, plain_answers)
-        sampled = payload(chat(VIDEO + DESCRIBE), video_data=requests_by_name["video"]["video_data"],
-                          sampling={"temperature": 0.8})  # fmt: skip
+        sampled = shortened(requests_by_name["video"])
+        sampled["sampling_params"] |= {"temperature": 0.8, "ignore_eos": True}
         meta = server.generate(sampled)["meta_info"]
-        assert meta["finish_reason"]["type"] == "stop", "ranks that drew different tokens would hang or run on"
+        assert meta["completion_tokens"] == TOKENS_ON_TWO_RANKS, "ranks that drew different tokens would hang"
         assert accepted_per_round(meta) > 0
+
+
+def shortened(request: dict) -> dict:
+    """The request with few tokens to write."""
+    sampling = {**request["sampling_params"], "max_new_tokens": TOKENS_ON_TWO_RANKS}
+    return {**request, "sampling_params": sampling}

@@ -1,0 +1,247 @@
+"""How SGLang prepares media and checks requests, and how it shows media to a model."""
+
+from __future__ import annotations
+
+from sgl_lvspec.seams.expectation import Avoids, Contains, Equals, Has, Seam, Signature
+
+_BATCH = "sglang.srt.managers.schedule_batch"
+_QWEN_VL = "sglang.srt.multimodal.processors.qwen_vl"
+_PROCESSOR = "sglang.srt.multimodal.processors.base_processor.BaseMultimodalProcessor"
+_VIDEO = "sglang.srt.utils.video_decoder.VideoDecoderWrapper"
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+_FIELDS = "sglang.srt.arg_groups.fields"
+_PROMPT = "drafting/prompt.py"
+_TIME = "video_time.py"
+_MEDIA = "media_checks.py"
+_REQUESTS = "request_checks.py"
+_POSITIONS = "position_limit.py"
+
+SHOWN = (
+    Seam(f"{_BATCH}.MM_PAD_SHIFT_VALUE", Equals("1000000"), _PROMPT, "ids from here on are hashes of media"),
+    Seam(
+        "sglang.srt.managers.mm_utils.embed_mm_inputs",
+        Contains("input_ids.clamp_(min=0, max=vocab_size - 1)", "input_embedding(input_ids)"),
+        _PROMPT,
+        "the target's prefill overwrites the ids of media in place, so they are kept before it",
+    ),
+    Seam(
+        "sglang.srt.managers.mm_schedule",
+        Has("embedding_cache", "init_mm_embedding_cache"),
+        _PROMPT,
+        "one cache of vision features a process; the draft has its own",
+    ),
+    Seam(
+        "sglang.srt.managers.mm_schedule",
+        Contains("embedding_cache.get_single(item.hash)"),
+        _PROMPT,
+        "the cache is read through the module's name and keyed by hash alone",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.multimodal_cache.MultiModalStaticCache",
+        Signature("(self, max_size)"),
+        _PROMPT,
+        "the draft's cache is another one of this class and size",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.multimodal_cache.MultiModalStaticCache",
+        Has("max_size"),
+        _PROMPT,
+        "the draft's cache is another one of this class and size",
+    ),
+    Seam(
+        f"{_BATCH}.MultimodalInputs",
+        Has("mm_items mrope_positions mrope_position_delta"),
+        _PROMPT,
+        "a draft that cannot see gets a copy without items that keeps the positions",
+    ),
+    Seam(
+        f"{_BATCH}.MultimodalDataItem",
+        Has("precomputed_embeddings hash offsets"),
+        _PROMPT,
+        "embeddings computed by the client are of the target's width",
+    ),
+    Seam(
+        f"{_BATCH}.ScheduleBatch",
+        Has("forward_mode input_ids multimodal_inputs extend_lens spec_info sampling_info reqs device seq_lens"),
+        _PROMPT,
+        "fields of a batch that we read or swap",
+    ),
+    Seam(
+        "sglang.srt.configs.model_config.ModelConfig",
+        Has("is_multimodal", "vocab_size"),
+        _PROMPT,
+        "whether the draft sees, and its number of tokens",
+    ),
+)
+
+TIMES = (
+    Seam(
+        f"{_QWEN_VL}._get_processor_video_config",
+        Signature("(video_config, video_metadata)"),
+        _TIME,
+        "our AFTER hook takes the metadata from here",
+    ),
+    Seam(
+        f"{_QWEN_VL}.QwenVLImageProcessor._process_mm_data_uncached",
+        Contains(
+            "self.load_mm_data(..., prompt=input_text, image_data=image_data, video_data=request_obj.video_data)",
+            "preprocess_video(video, video_config=self.video_config)",
+            "processor_video_config = _get_processor_video_config(self.video_config, video_metadata)",
+            "processor_kwargs['processor_video_config'] = processor_video_config",
+            "self.process_and_combine_mm_data_async(base_output, self.mm_tokens, **processor_kwargs)",
+        ),
+        _TIME,
+        "metadata of all videos is known before the processor is called, in this order",
+    ),
+    Seam(
+        f"{_QWEN_VL}.QwenVLImageProcessor._process_mm_data_uncached",
+        Avoids("'qwen2_5_vl'"),
+        _TIME,
+        "SGLang gives Qwen2.5-VL no video times, so we do; drop ours once it does",
+    ),
+    Seam(
+        f"{_PROCESSOR}.process_mm_data",
+        Signature(
+            "(self, input_text, images=None, videos=None, audios=None, processor=None, processor_video_config=None, "
+            "**kwargs)"
+        ),
+        _TIME,
+        "our BEFORE hook adds two keywords for transformers",
+    ),
+    Seam(
+        "sglang.srt.multimodal.processors.base_processor",
+        Contains("self.process_mm_data(input_text=input_text, images=images, audios=audios, videos=videos, **kwargs)"),
+        _TIME,
+        "our BEFORE hook reads videos and settings by keyword",
+    ),
+    Seam(
+        f"{_PROCESSOR}._postprocess_mm_items_before_transport",
+        Signature("(self, mm_items, *, images)"),
+        _TIME,
+        "our AFTER hook puts time into a video's hash",
+    ),
+    Seam(
+        "sglang.srt.multimodal.cache.resolve_multimodal_item_hash",
+        Signature("(*, existing_hash=None, feature=None, precomputed_embeddings=None, namespace=None)"),
+        _TIME,
+        "the namespace makes equal frames at other times another video",
+    ),
+    Seam(
+        f"{_BATCH}.MultimodalDataItem",
+        Has("is_video set_hash hash feature precomputed_embeddings model_specific_data"),
+        _TIME,
+        "a video and its hash",
+    ),
+    Seam(f"{_QWEN_VL}.QwenVLImageProcessor", Has("model_type video_config"), _TIME, "what is served and how"),
+    Seam(f"{_QWEN_VL}.FPS", Equals("2.0"), _TIME, "the rate that is assumed for bare frames"),
+    Seam("sglang.srt.environ.Envs", Has("SGLANG_RUST_SERVER"), _TIME, "that server prepares media elsewhere"),
+    Seam(f"{_FIELDS}.serving.Serving.tokenizer_worker_num", Equals("1"), _TIME, "extra workers load no plugins"),
+    Seam(f"{_FIELDS}.serving.Serving.smg_grpc_mode", Equals("False"), _TIME, "media are prepared elsewhere"),
+    Seam(f"{_FIELDS}.serving.Serving.grpc_mode", Equals("False"), _TIME, "media are prepared elsewhere"),
+    Seam(f"{_FIELDS}.disagg.Disagg.encoder_only", Equals("False"), _TIME, "media are prepared elsewhere"),
+    Seam(f"{_FIELDS}.disagg.Disagg.language_only", Equals("False"), _TIME, "media are prepared elsewhere"),
+)
+
+CHECKS = (
+    Seam(
+        f"{_PROCESSOR}.load_mm_data",
+        Signature(
+            "(self, prompt, multimodal_tokens, image_data=None, video_data=None, audio_data=None, return_text=True, "
+            "discard_alpha_channel=True, audio_sample_rate=None)"
+        ),
+        _MEDIA,
+        "our AROUND hook compares what was sent with what was read",
+    ),
+    Seam(
+        "sglang.srt.multimodal.processors.base_processor.BaseMultiModalProcessorOutput",
+        Has("images videos"),
+        _MEDIA,
+        "our AROUND hook compares what was sent with what was read",
+    ),
+    Seam(_VIDEO, Has("avg_fps frame_shape get_frames_as_tensor __len__"), _MEDIA, "an open video"),
+    Seam(f"{_VIDEO}.get_frames_as_tensor", Signature("(self, indices)"), _MEDIA, "our AROUND hook reads the frames"),
+    Seam(
+        f"{_QWEN_VL}.smart_nframes",
+        Signature("(ele, total_frames, video_fps)"),
+        _MEDIA,
+        "how many frames SGLang will decode",
+    ),
+    Seam(
+        "sglang.srt.utils.common.load_image",
+        Signature("(image_file, gpu_image_decode=True)"),
+        _MEDIA,
+        "our AROUND hook makes PIL's limit the client's error",
+    ),
+    Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
+        Signature("(self, vocab_size)"),
+        _REQUESTS,
+        "our AFTER hook checks custom_params",
+    ),
+    Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams",
+        Has("custom_params max_new_tokens"),
+        _REQUESTS,
+        "where a request's own settings arrive",
+    ),
+    Seam(
+        "sglang.srt.sampling.sampling_params.CustomParamValue",
+        Equals("Union[_JsonScalar, List[_JsonScalar], Dict[str, _JsonScalar]]"),
+        _REQUESTS,
+        "what the scheduler's decoder takes, and dies of otherwise",
+    ),
+    Seam(
+        f"{_MANAGER}._validate_one_request",
+        Signature("(self, obj, input_ids)"),
+        _REQUESTS,
+        "our AFTER hook checks the request",
+    ),
+    Seam(
+        f"{_MANAGER}._create_tokenized_object",
+        Signature("(self, obj, input_text, input_ids, input_embeds=None, mm_inputs=None, token_type_ids=None)"),
+        _POSITIONS,
+        "our AFTER hook checks the tokenized request",
+    ),
+    Seam(
+        f"{_MANAGER}._create_tokenized_object",
+        Contains("sampling_params.verify(self.model_config.vocab_size)"),
+        _REQUESTS,
+        "every request passes verify in the main process",
+    ),
+    Seam(_MANAGER, Has("model_config context_len"), _POSITIONS, "the model's number of tokens and positions"),
+    Seam(
+        "sglang.srt.managers.io_struct.TokenizedGenerateReqInput",
+        Has("input_ids mm_inputs sampling_params"),
+        _POSITIONS,
+        "the tokenized request",
+    ),
+    Seam(
+        "sglang.srt.managers.io_struct.GenerateReqInput",
+        Has("input_ids custom_logit_processor"),
+        _REQUESTS,
+        "the request as it was sent",
+    ),
+    Seam(
+        "sglang.srt.utils.common.reserve_rope_cache_for_long_sequences",
+        Contains("reserve = base_ctx + steps * draft * SAFETY_FACTOR + MARGIN"),
+        _POSITIONS,
+        "the rotary table has the context length and room for the chain",
+    ),
+)
+
+HOOKS = (
+    Seam(
+        "sglang.srt.plugins.hook_registry.HookSource",
+        Has("plugin_name dist_name"),
+        "late_hooks.py",
+        "SGLang's log names us as the source of a hook",
+    ),
+    Seam(
+        "sglang.srt.plugins.hook_registry.HookType",
+        Contains("BEFORE = 'before'", "AFTER = 'after'", "AROUND = 'around'"),
+        "late_hooks.py",
+        "kinds of hooks, by their value",
+    ),
+)
+
+SEAMS = SHOWN + TIMES + CHECKS + HOOKS

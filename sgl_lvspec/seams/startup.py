@@ -1,0 +1,143 @@
+"""How SGLang resolves its arguments around our two callbacks, and every field that they read or assign."""
+
+from __future__ import annotations
+
+from sgl_lvspec.seams.expectation import Contains, Equals, Has, Seam, Signature
+
+_SPECULATIVE = "sglang.srt.arg_groups.speculative_hook"
+_OVERRIDES = "sglang.srt.arg_groups.overrides"
+_FIELDS = "sglang.srt.arg_groups.fields"
+
+RESOLUTION = (
+    Seam(
+        f"{_SPECULATIVE}.handle_speculative_decoding",
+        Contains(
+            "declare_resolution(server_args, ..., speculative_algorithm=cfg.speculative_algorithm.upper())",
+            "record_foreign_defaults(server_args, ..., algo.validate_server_args)",
+            "record_foreign_defaults(server_args, ..., algo.handle_server_args)",
+        ),
+        "startup.py",
+        "validate() runs first, then set_defaults(), both on a stand-in that records assignments",
+    ),
+    Seam(
+        f"{_OVERRIDES}.record_foreign_defaults",
+        Contains(
+            "recorder = _ForeignDefaults(server_args)",
+            "result = resolve(recorder)",
+            "name in field_names(type(server_args))",
+            "declare_resolution(server_args, source, **written)",
+        ),
+        "startup.py",
+        "fields that we assign become the server's",
+    ),
+    Seam(
+        f"{_OVERRIDES}._ForeignDefaults.__getattr__",
+        Contains(
+            "if name in written:\n    return written[name]", "getattr(object.__getattribute__(self, '_cfg'), name)"
+        ),
+        "startup.py",
+        "we read what the steps before us resolved, and what we assigned",
+    ),
+    Seam(
+        "sglang.srt.arg_groups.pipeline.run_resolution_pipeline",
+        Contains(
+            "run_hook(handle_deprecated_args, server_args)",
+            "run_hook(handle_pd_disaggregation, server_args)",
+            "run_hook(handle_cpu_backends, server_args)",
+            "run_hook(handle_attention_backend_compatibility, server_args)",
+            "run_hook(handle_hicache, server_args)",
+            "run_hook(handle_data_parallelism, server_args)",
+            "run_hook(handle_speculative_decoding, server_args)",
+        ),
+        "startup.py",
+        "device, attention backend, attention DP and the caches are resolved before we judge them",
+    ),
+    Seam(
+        "sglang.srt.arg_groups.platform_hook.handle_cpu_backends",
+        Contains("'torch_native' if is_host_cpu_arm64() else 'intel_amx'"),
+        "startup.py",
+        "these two are what a CPU server has when the user named no attention backend",
+    ),
+    Seam(
+        f"{_OVERRIDES}._attention_backend_platform_fallbacks",
+        Contains("{'attention_backend': 'torch_native'}"),
+        "startup.py",
+        "intel_amx becomes torch_native on a CPU without AMX",
+    ),
+    Seam(
+        f"{_SPECULATIVE}._handle_eagle_family",
+        Contains(
+            "cfg.max_running_requests is None",
+            "declare_resolution(server_args, ..., max_running_requests=48)",
+            "_disable_overlap_schedule_for_cpu(server_args)",
+            "cfg.enable_mixed_chunk and (not algo.supports_mixed_chunk())",
+            "declare_resolution(server_args, ..., enable_mixed_chunk=False)",
+        ),
+        "startup.py",
+        "set_defaults() restates what SGLang does for STANDALONE and not for a plugin's name",
+    ),
+    Seam(
+        "sglang.srt.utils.hf_transformers_utils.get_config",
+        Signature(
+            "(model, trust_remote_code, revision=None, model_override_args=None, model_config_parser='auto', **kwargs)"
+        ),
+        "models.py",
+        "reads both models' configs as the server will",
+    ),
+    Seam(
+        "sglang.srt.utils.hf_transformers_utils.get_tokenizer",
+        Signature(
+            "(tokenizer_name, *args, tokenizer_mode='auto', trust_remote_code=False, tokenizer_revision=None, "
+            "tokenizer_backend='huggingface', **kwargs)"
+        ),
+        "models.py",
+        "reads both models' tokenizers as the server will",
+    ),
+)
+
+# Class of SGLang's field declarations, field, default, why we read or assign it.
+_DECLARED = (
+    ("model.Model", "trust_remote_code", "False", "passed on when the configs are read"),
+    ("model.Model", "revision", "None", "of the target"),
+    ("model.Model", "json_model_override_args", "'{}'", "changes the target's config"),
+    ("device.Device", "device", "None", "CPU needs our attention backend"),
+    ("exec_.ExecKernel", "attention_backend", "None", "set to lvspec_cpu on CPU"),
+    ("exec_.ExecKernel", "prefill_attention_backend", "None", "another one on CPU is refused"),
+    ("exec_.ExecKernel", "decode_attention_backend", "None", "another one on CPU is refused"),
+    ("exec_.ExecOverlap", "enable_two_batch_overlap", "False", "refused"),
+    ("schedule.Schedule", "max_running_requests", "None", "filled in"),
+    ("schedule.Schedule", "disable_overlap_schedule", "False", "set on CPU"),
+    ("schedule.Schedule", "enable_mixed_chunk", "False", "switched off"),
+    ("parallel.Parallel", "pp_size", "1", "above 1 is refused"),
+    ("parallel.Parallel", "attn_dp_size", "1", "above 1 is refused"),
+    ("memory.Memory", "enable_hierarchical_cache", "False", "refused"),
+    ("memory.Memory", "enable_unified_cache_external_linker", "False", "refused"),
+    ("memory.Memory", "enable_lmcache", "False", "refused"),
+    ("memory.Memory", "enable_hisparse", "False", "refused"),
+    ("memory.Memory", "enable_unified_memory", "False", "refused"),
+    ("disagg.Disagg", "disaggregation_mode", "'null'", "another one is refused"),
+    ("disagg.Disagg", "decoupled_spec_role", "'null'", "another one is refused"),
+    ("spec.Spec", "speculative_algorithm", "None", "LVSPEC is named here"),
+    ("spec.Spec", "speculative_draft_model_path", "None", "the draft"),
+    ("spec.Spec", "speculative_draft_model_revision", "None", "of the draft"),
+    ("spec.Spec", "speculative_num_steps", "None", "K"),
+    ("spec.Spec", "speculative_eagle_topk", "None", "1"),
+    ("spec.Spec", "speculative_num_draft_tokens", "None", "K + 1"),
+    ("spec.Spec", "speculative_accept_threshold_single", "1.0", "another one is refused"),
+    ("spec.Spec", "speculative_accept_threshold_acc", "1.0", "another one is refused"),
+    ("spec.Spec", "speculative_use_rejection_sampling", "False", "refused"),
+    ("spec.Spec", "speculative_token_map", "None", "refused"),
+    ("spec.Spec", "speculative_draft_attention_backend", "None", "another one on CPU is refused"),
+    ("spec.Spec", "enable_multi_layer_eagle", "False", "refused"),
+    ("spec.Spec", "speculative_adaptive", "False", "refused"),
+)
+
+FIELDS = (
+    Seam(f"{_FIELDS}.model.Model", Has("model_path"), "startup.py", "the target"),
+    *(
+        Seam(f"{_FIELDS}.{owner}.{field}", Equals(default), "startup.py", why)
+        for owner, field, default, why in _DECLARED
+    ),
+)
+
+SEAMS = RESOLUTION + FIELDS

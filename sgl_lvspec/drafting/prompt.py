@@ -42,15 +42,15 @@ class DraftPrompt:
     @contextmanager
     def shown(self, batch: ScheduleBatch) -> Iterator[None]:
         """Swap in the draft's view of the batch for the time of its prefill."""
-        target_inputs = batch.multimodal_inputs
-        if self._ids is not None:
-            batch.multimodal_inputs = [self._view(inputs) for inputs in target_inputs]
-            batch.input_ids = self._readable(self._ids, batch)
+        target_inputs, target_ids = batch.multimodal_inputs, batch.input_ids
         try:
+            if self._ids is not None:
+                batch.input_ids = self._readable(self._ids, target_inputs, batch.extend_lens)
+                batch.multimodal_inputs = [self._view(inputs) for inputs in target_inputs]
             with self._own_embedding_cache():
                 yield
         finally:
-            batch.multimodal_inputs = target_inputs
+            batch.multimodal_inputs, batch.input_ids = target_inputs, target_ids
 
     def _sees(self, inputs: MultimodalInputs | None) -> bool:
         """Embeddings that the client computed are of the target's width and mean nothing to the draft."""
@@ -68,13 +68,14 @@ class DraftPrompt:
         blind.mm_items = []
         return blind
 
-    def _readable(self, ids: torch.Tensor, batch: ScheduleBatch) -> torch.Tensor:
+    def _readable(
+        self, ids: torch.Tensor, inputs: list[MultimodalInputs | None], extend_lens: list[int]
+    ) -> torch.Tensor:
         """Ids [tokens] with the stand-in for media hashes that the draft cannot replace by features."""
-        seen = [self._sees(inputs) for inputs in batch.multimodal_inputs]
+        seen = [self._sees(media) for media in inputs]
         if all(seen):
             return ids
-        lens = torch.tensor(batch.extend_lens)
-        is_seen = torch.tensor(seen).repeat_interleave(lens).to(ids.device, non_blocking=True)
+        is_seen = torch.tensor(seen).repeat_interleave(torch.tensor(extend_lens)).to(ids.device, non_blocking=True)
         return torch.where(is_seen | (ids < MM_PAD_SHIFT_VALUE), ids, self.stand_in_id)
 
     @contextmanager

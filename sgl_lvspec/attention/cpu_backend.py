@@ -58,14 +58,15 @@ class CpuAttnBackend(AttentionBackend):
         layer: RadixAttention,
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
-        **_kwargs: Any,
+        **extras: Any,
     ) -> torch.Tensor:
         """Write the new keys and values, then attend.
 
         Args:
             q: [tokens, Hq * E]; k, v: [tokens, Hk * E] (None: already in the pool).
+            extras: what other kinds of attention need (sinks, an indexer, ...); refused.
         """
-        _refuse_unsupported(layer)
+        _refuse_unsupported(layer, extras)
         if save_kv_cache and k is not None and v is not None:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         assert self.rows is not None, "lvspec_cpu: init_forward_metadata must run before the forward"
@@ -106,11 +107,20 @@ class CpuChainDraftBackend:
             backend.plan(forward_batch.req_pool_indices, [1] * len(lens), [n + step + 1 for n in lens])
 
 
-def _refuse_unsupported(layer: RadixAttention) -> None:
+def _refuse_unsupported(layer: RadixAttention, extras: dict[str, Any]) -> None:
     """Attention kinds that no tested architecture uses must not be computed as if they were plain."""
     window = layer.sliding_window_size
-    if layer.is_cross_attention or (window is not None and window > -1) or layer.logit_cap:
+    kinds = {
+        "cross attention": layer.is_cross_attention,
+        "attention in both directions": layer.attn_type == AttentionType.DECODER_BIDIRECTIONAL,
+        f"a sliding window ({window})": window is not None and window > -1,
+        f"a logit cap ({layer.logit_cap})": layer.logit_cap > 0,
+        "a query temperature": layer.xai_temperature_len > 0,
+        **{f"the argument {name}": value is not None for name, value in extras.items()},
+    }
+    found = [kind for kind, is_used in kinds.items() if is_used]
+    if found:
         raise NotImplementedError(
-            "--attention-backend lvspec_cpu needs plain grouped-query attention; found cross attention, a sliding "
-            f"window ({window}) or a logit cap ({layer.logit_cap}) in layer {layer.layer_id}. Use another model."
+            f"--attention-backend lvspec_cpu needs plain grouped-query attention; found {', '.join(found)} in layer "
+            f"{layer.layer_id}. Use another model."
         )

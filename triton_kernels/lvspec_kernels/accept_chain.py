@@ -18,7 +18,7 @@ def accept_chain(draft_token: torch.Tensor, choice: torch.Tensor) -> tuple[torch
     after node i, so draft i is accepted when `draft_token[b, i] == choice[b, i - 1]` and all before it were.
 
     Args:
-        draft_token: int64 [B, D].
+        draft_token: int64 [B, D]; D is at least 1, and 1 means that nothing was drafted.
         choice: int64 [B, D].
 
     Returns:
@@ -27,13 +27,16 @@ def accept_chain(draft_token: torch.Tensor, choice: torch.Tensor) -> tuple[torch
         accept_lens: int32 [B]. Accepted drafts + 1 (the bonus token is counted).
         accept_index: int32 [B, D]. Flat indices b * D + i of the root and the accepted nodes, padded with -1.
 
+    Raises:
+        ValueError: shapes that are not one [B, D].
+
     >>> accept_chain(torch.tensor([[7, 1, 2, 3]]), torch.tensor([[1, 2, 9, 4]]))[1]
     tensor([3], dtype=torch.int32)
     """
-    if draft_token.shape != choice.shape or draft_token.dim() != 2:
+    if draft_token.shape != choice.shape or draft_token.dim() != 2 or not draft_token.shape[1]:
         raise ValueError(
-            f"accept_chain needs draft_token and choice of one shape [B, D]; found {tuple(draft_token.shape)} and "
-            f"{tuple(choice.shape)}. Pass one row a request."
+            "accept_chain needs draft_token and choice of one shape [B, D], D >= 1; found "
+            f"{tuple(draft_token.shape)} and {tuple(choice.shape)}. Pass one row a request."
         )
     if draft_token.is_cuda:
         return accept_chain_triton(draft_token, choice)

@@ -112,7 +112,7 @@ def offline(pair: Path, count: int, roles: list[str]) -> dict[str, object]:
     """All offline measurements of the pair in folder `pair`."""
     clips = list(held_out(count))
     runners = {role: Runner(pair / role) for role in ("target", "draft") if (pair / role / "config.json").exists()}
-    result: dict[str, object] = {"clips": count, "K": K, "provenance": provenance()}
+    result: dict[str, object] = {"clips": count, "K": K, "provenance": provenance("demo.evaluate")}
     result["accuracy"] = {r: accuracy(runners[r], clips, r) for r in roles if r in runners}
     if {"target", "draft"} <= set(roles) & set(runners):
         names = ("describe", "short", "json")
@@ -142,7 +142,7 @@ def served(url: str, count: int, pair: Path | None) -> dict[str, object]:
         for index, question in enumerate(clip.questions):
             merge(groups[index], score(answers[-1][index], clip.scene, question))
     names = ("describe", "short", "json")
-    result: dict[str, object] = {"clips": count, "url": url, "provenance": provenance()}
+    result: dict[str, object] = {"clips": count, "url": url, "provenance": provenance("demo.evaluate")}
     result["served"] = {n: readable(m) for n, m in zip(names, groups, strict=True)}
     if pair is not None:
         runner, equal = Runner(pair / "target"), [0, 0, 0]

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 
-def provenance() -> dict[str, object]:
-    """Versions, git commit, command line, processor kind and UTC time."""
+def provenance(module: str) -> dict[str, object]:
+    """Versions, git commit, command line of `module`, processor kind and UTC time."""
     packages = ("torch", "transformers", "tokenizers", "av", "sglang")
     versions: dict[str, str] = {}
     for name in packages:
@@ -27,6 +27,6 @@ def provenance() -> dict[str, object]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "git": git.stdout.strip() or "not a git checkout",
-        "argv": ["python", "-m", *sys.argv],
+        "argv": ["python", "-m", module, *sys.argv[1:]],
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -47,11 +47,15 @@ class Recipe:
     vision_clips: int = 32
     language_clips: int = 24
     style_shift: float = 0.0
+    fact_weight: float = 3.0  # of a fact's token in the loss, once wordings are learned: their noise would drown it
+    fact_weight_from: int = 1400  # language step
 
 
 RECIPES = {
-    "target": Recipe(10, 1200, 2400, 400, 1.5e-3, 1.2e-3, 0.5, 0.4, language_clips=16),
-    "draft": Recipe(20, 1200, 2400, 400, 2e-3, 2e-3, 0.5, 0.4, language_clips=16, style_shift=0.6),
+    "target": Recipe(10, 1200, 3700, 400, 1.5e-3, 1.2e-3, 0.8, 0.6, language_clips=16),
+    "draft": Recipe(
+        20, 1200, 3000, 400, 2e-3, 2e-3, 0.5, 0.4, language_clips=16, style_shift=0.6, fact_weight_from=1200
+    ),
 }
 
 
@@ -165,7 +169,7 @@ class Trainer:
         )
         self._resume(optimizer)
         bar = tqdm(total=recipe.language_steps, initial=self.step, desc="language", mininterval=10)
-        seen = np.zeros(4)
+        seen, right = np.zeros(4), dict[str, float]()
         for batch in self._lessons(is_vision=False):
             if self.step >= recipe.language_steps:
                 break
@@ -178,9 +182,11 @@ class Trainer:
                 logits = pair_model.read(self.model, x, positions, wanted)
             truth = labels[wanted]
             losses = F.cross_entropy(logits.float(), truth, reduction="none")
-            loss = losses.mean()
+            fact = is_fact[truth]
+            weights = torch.where(fact, recipe.fact_weight if self.step >= recipe.fact_weight_from else 1.0, 1.0)
+            loss = (losses * weights).sum() / weights.sum()
             if features is not None:
-                seeing, _ = self.heads.loss(
+                seeing, right = self.heads.loss(
                     features.float(), batch.cells.to(self.device), batch.background.to(self.device)
                 )
                 loss = loss + recipe.vision_weight * seeing
@@ -188,13 +194,14 @@ class Trainer:
             self.step += 1
             bar.update()
             with torch.no_grad():
-                hit, fact = logits.argmax(-1) == truth, is_fact[truth]
+                hit = logits.argmax(-1) == truth
                 seen += [(hit & fact).sum().item(), fact.sum().item(), (hit & ~fact).sum().item(), (~fact).sum().item()]
             if self.step % 40 == 0:
                 bar.set_postfix(
                     loss=f"{losses.mean().item():.3f}",
                     facts=f"{seen[0] / seen[1]:.3f}",
                     words=f"{seen[2] / seen[3]:.3f}",
+                    shape=f"{right.get('shape', 0):.2f}",
                 )
                 seen[:] = 0
             if self.step % save_every == 0:

@@ -48,18 +48,18 @@ def steps_for(device: str) -> list[Step]:
     """What is installed, in order, for `cpu` or `cuda`."""
     local = ("--no-deps", "--no-build-isolation", "--editable")
     sglang, cpu, development, constraints = (
-        f"requirements/{name}.txt" for name in ("sglang", "cpu", "development", "constraints")
+        f"requirements/{name}.txt" for name in ("sglang", "cpu", "development", f"constraints-{device}")
     )
+
+    def packages(name: str, *files: str) -> Step:
+        chosen = tuple(word for file in files for word in ("-r", file))
+        return Step(name, (*chosen, "-c", constraints), (*files, constraints))
+
     project = Step("sgl-lvspec itself", (*local, "."), ("pyproject.toml",))
     if device == "cuda":
-        packages = Step("SGLang with its CUDA packages", ("-r", sglang, "-r", development), (sglang, development))
-        return [packages, project]
+        return [packages("SGLang with its CUDA packages", sglang, development), project]
     return [
-        Step(
-            "packages for CPU serving",
-            ("-r", cpu, "-r", development, "-c", constraints),
-            (cpu, development, constraints),
-        ),
+        packages("packages for CPU serving", cpu, development),
         Step("SGLang", ("--no-deps", "-r", sglang), (sglang,)),
         Step(
             "cpu_engine (sgl_kernel for CPU)",

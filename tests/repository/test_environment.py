@@ -66,7 +66,7 @@ def test_first_setup_runs_every_step_in_order(root: Path, pip: Pip) -> None:
     build(root)
     assert pip.venvs == 1
     assert [run.split()[-1] for run in pip.runs] == [
-        "requirements/constraints.txt", "requirements/sglang.txt", "cpu_engine", ".",
+        "requirements/constraints-cpu.txt", "requirements/sglang.txt", "cpu_engine", ".",
     ]  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def test_cuda_takes_sglang_whole_and_no_cpu_engine(root: Path, pip: Pip) -> None
     build(root, "cuda")
     assert "sglang.txt" in pip.runs[0] and "--no-deps" not in pip.runs[0]
     assert not any("cpu" in run for run in pip.runs)
+    assert pip.runs[0].endswith("-c requirements/constraints-cuda.txt")
 
 
 def test_second_setup_does_nothing(root: Path, pip: Pip, capsys: pytest.CaptureFixture[str]) -> None:

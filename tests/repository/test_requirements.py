@@ -31,8 +31,16 @@ def test_every_line_is_an_exact_version_with_a_reason(file: str) -> None:
         assert PIN.fullmatch(line), f"{file}: {line!r} must read name==version  # who needs it"
 
 
-def test_no_package_is_pinned_twice() -> None:
-    names = names_in("sglang.txt", "cpu.txt", "development.txt", "constraints.txt")
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("sglang.txt", "cpu.txt", "development.txt", "constraints-cpu.txt"),
+        ("sglang.txt", "development.txt", "constraints-cuda.txt"),
+    ],
+    ids=["cpu", "cuda"],
+)
+def test_no_package_is_pinned_twice(files: tuple[str, ...]) -> None:
+    names = names_in(*files)
     assert sorted(set(names)) == sorted(names)
 
 

@@ -74,5 +74,6 @@ demo-pair: environment  ## Train the demo pair anew (ARGS= go to demo.train)
 	@$(venv_python) -m demo.train $(ARGS)
 
 clean:  ## Remove what make made: .venv, caches, build output
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist cpu_engine/build *.egg-info cpu_engine/src/*.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist *.egg-info cpu_engine/src/*.egg-info
+	rm -rf build/lib build/bdist.* cpu_engine/build  # build/demo-pair stays: its checkpoints took an hour
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -61,10 +61,12 @@ test: environment  ## Run all tests, those that start servers last
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
-	@$(venv_python) -m ruff check
-	@$(venv_python) -m ruff format --check --quiet || { echo 'formatting differs: run make fmt'; exit 1; }
-	@$(venv_python) -m mypy $(wildcard sgl_lvspec loadtest) tools demo/ask.py demo/serve.py
-	@$(venv_python) -m tools.check_layout
+	@failed=0; \
+	$(venv_python) -m ruff check --output-format concise || failed=1; \
+	$(venv_python) -m ruff format --quiet --check || { echo 'formatting differs: make fmt'; failed=1; }; \
+	$(venv_python) -m mypy $(wildcard sgl_lvspec loadtest) tools demo/ask.py demo/serve.py || failed=1; \
+	$(venv_python) -m tools.check_layout || failed=1; \
+	exit $$failed
 
 fmt: environment  ## Format the code and repair what the linter can
 	@$(venv_python) -m ruff check --fix --exit-zero

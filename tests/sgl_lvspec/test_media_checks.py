@@ -1,0 +1,183 @@
+"""Media that no model could answer about are refused before they are decoded or dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("sglang")
+
+from sglang.srt.utils import common
+from sglang.srt.utils.video_decoder import VideoDecoderWrapper
+
+from sgl_lvspec import media_checks
+from tests.clips import clip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    media_checks.install()
+    media_checks.install()
+
+
+class Decoder(VideoDecoderWrapper):
+    """An open video of given numbers, without a file."""
+
+    def __init__(
+        self, frames: int = 8, rate: float | None = 2.0, shape: tuple[int, int] | Exception = (112, 112)
+    ) -> None:
+        self.frames, self.rate, self.shape = frames, rate, shape
+
+    def __len__(self) -> int:
+        return self.frames
+
+    @property
+    def avg_fps(self) -> float | None:
+        return self.rate
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        if isinstance(self.shape, Exception):
+            raise self.shape
+        return self.shape
+
+    def close(self) -> None:
+        pass
+
+
+def check(video: Any, **video_config: Any) -> None:
+    media_checks.check_video(video, 1, video_config)
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        Decoder(),
+        Decoder(2, 0.001),
+        Decoder(100_000, 1000.0),
+        Decoder(36_000, 60.0, (1080, 1920)),  # ten minutes of HD
+        {"format": "processor_output"},
+        np.zeros((8, 56, 56, 3), np.uint8),
+        torch.zeros(8, 3, 56, 56),
+        [Image.new("RGB", (56, 56))] * 4,
+    ],
+)
+def test_playable_video_passes(video: Any) -> None:
+    check(video)
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_too_few_frames_are_refused(frames: int) -> None:
+    with pytest.raises(ValueError, match=rf"at least 2 frames; found {frames}\. Send a still as an image"):
+        check(Decoder(frames))
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, -1.0, float("nan"), float("inf")])
+def test_unknown_rate_is_refused(rate: float | None) -> None:
+    with pytest.raises(ValueError, match=r"must state its frame rate; found .* Write it again"):
+        check(Decoder(8, rate))
+
+
+def test_frames_that_would_not_fit_into_memory_are_refused() -> None:
+    ten_minutes_of_4k = Decoder(36_000, 60.0, (2160, 3840))
+    with pytest.raises(ValueError, match=r"at most 8 GiB; found 768 frames of 3840x2160, 17\.8 GiB"):
+        check(ten_minutes_of_4k)
+    check(ten_minutes_of_4k, max_frames=64)  # what the message proposes helps
+
+
+@pytest.mark.parametrize("frames", [["/etc/hostname"], ("http://127.0.0.1/x.png", "b"), [b"frame"]])
+def test_list_of_addresses_is_refused(frames: Any) -> None:
+    """transformers would open them, whatever --allowed-media-domains says."""
+    with pytest.raises(ValueError, match=r"must be one file, URL or base64 string; found a list"):
+        check(frames)
+
+
+def test_decoders_error_becomes_the_clients() -> None:
+    with pytest.raises(ValueError, match=r"frames must be readable; found: broken stream\. Send the complete file"):
+        check(Decoder(shape=RuntimeError("broken stream\nstack trace: ...")))
+
+
+@pytest.mark.parametrize("error", [ImportError("torchcodec"), MemoryError(), torch.OutOfMemoryError("GPU")])
+def test_servers_own_trouble_stays_the_servers(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        check(Decoder(shape=error))
+
+
+class TestCheckMedia:
+    """The hook around SGLang's `load_mm_data`."""
+
+    def load(self, *, videos: int = 0, images: int = 0, prompt: Any = "text", **given: Any) -> Any:
+        async def load(_processor: Any, **_kwargs: Any) -> Any:
+            return SimpleNamespace(videos=[Decoder()] * videos, images=["image"] * images)
+
+        processor = SimpleNamespace(video_config={})
+        return asyncio.run(media_checks.check_media(load, processor, prompt=prompt, **given))
+
+    def test_as_many_placeholders_as_media_pass(self) -> None:
+        loaded = self.load(videos=2, images=1, video_data=["a", "b"], image_data=["c"])
+        assert len(loaded.videos) == 2
+
+    def test_request_without_media_passes(self) -> None:
+        self.load(video_data=None, image_data=None)
+
+    @pytest.mark.parametrize(
+        ("read", "given", "message"),
+        [
+            ({"videos": 1}, {"video_data": ["a", "b"]}, r"each video; found 1 for 2"),
+            ({}, {"video_data": ["a"]}, r"each video; found 0 for 1"),
+            ({"videos": 1}, {"video_data": ["a"], "image_data": ["b"]}, r"each image; found 0 for 1"),
+        ],
+    )
+    def test_media_that_sglang_would_drop_are_refused(
+        self, read: dict[str, int], given: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            self.load(**read, **given)
+
+    @pytest.mark.parametrize("prompt", [None, "", []])
+    def test_empty_prompt_is_refused(self, prompt: Any) -> None:
+        with pytest.raises(ValueError, match="needs a prompt with a placeholder for each; found an empty prompt"):
+            self.load(prompt=prompt, videos=1, video_data=["a"])
+
+    def test_every_video_is_checked(self) -> None:
+        async def load(_processor: Any, **_kwargs: Any) -> Any:
+            return SimpleNamespace(videos=[Decoder(), Decoder(1)], images=[])
+
+        with pytest.raises(ValueError, match="Video 2 must have at least 2 frames"):
+            asyncio.run(media_checks.check_media(load, SimpleNamespace(video_config={}), prompt="text"))
+
+
+class TestHooks:
+    def test_damaged_frames(self) -> None:
+        whole = clip()
+        damaged = whole[:60] + bytes(len(whole) // 3) + whole[60 + len(whole) // 3 :]
+        with pytest.raises(ValueError, match="frames must be readable"):
+            common.load_video(damaged, use_gpu=False).get_frames_as_tensor([0, 1])
+
+    def test_whole_frames(self) -> None:
+        assert common.load_video(clip(), use_gpu=False).get_frames_as_tensor([0, 7]).shape == (2, 112, 112, 3)
+
+    def test_image_beyond_pils_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sglang.srt.multimodal.processors import base_processor
+
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        assert base_processor.load_image is common.load_image  # the copy imported by name is hooked too
+        with pytest.raises(ValueError, match=r"exceeds limit.*Send the image smaller"):
+            common.load_image(_png(200, 200))
+
+    def test_image_within_it(self) -> None:
+        image, _ = common.load_image(_png(64, 64))
+        assert image.size == (64, 64)
+
+
+def _png(width: int, height: int) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (width, height)).save(sink, "PNG")
+    return sink.getvalue()

@@ -1,0 +1,107 @@
+"""What a client may ask of LVSPEC in one request, and how it learns what it may not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sgl_lvspec import request_checks
+
+VOCABULARY = 896
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    request_checks.install(None)
+    request_checks.install(None)  # start-up may resolve its arguments twice
+
+
+@pytest.mark.parametrize(
+    "custom_params",
+    [
+        None,
+        {},
+        {"lvspec": {}},
+        {"lvspec": {"mode": "strict"}},
+        {"mine": 7, "list": [1, "two", None], "flat": {"a": 0.5}, "lvspec": {"mode": "strict"}},
+    ],
+)
+def test_what_is_meant_is_accepted(custom_params: Any) -> None:
+    request_checks.check_custom_params(custom_params)
+
+
+@pytest.mark.parametrize(
+    ("custom_params", "message"),
+    [
+        (7, r"custom_params must be an object; found 7\. Send"),
+        ("strict", r"custom_params must be an object; found 'strict'"),
+        ([{"lvspec": {}}], r"custom_params must be an object"),
+        ({"lvspec": "strict"}, r"custom_params\.lvspec must be an object with the settings mode; found 'strict'"),
+        ({"lvspec": None}, r"custom_params\.lvspec must be an object .* found None"),
+        ({"lvspec": True}, r"custom_params\.lvspec must be an object .* found True"),
+        ({"lvspec": ["mode"]}, r"custom_params\.lvspec must be an object"),
+        ({"lvspec": {"mood": "strict"}}, r"knows the settings mode; found 'mood'\. Correct the name or drop it"),
+        ({"lvspec": {"mode": "loose"}}, r"lvspec\.mode must be one of strict; found 'loose'\. Choose"),
+        ({"lvspec": {"mode": None}}, r"lvspec\.mode must be one of strict; found None"),
+        ({"lvspec": {"mode": 1}}, r"lvspec\.mode must be one of strict; found 1"),
+        ({"lvspec": {"mode": ["strict"]}}, r"custom_params\.lvspec must hold plain values"),
+        ({"lvspec": {"mode": {"a": {}}}}, r"custom_params\.lvspec must hold plain values"),
+        ({"mine": {"a": {"b": 1}}}, r"custom_params\.mine must hold plain values.*Flatten it"),
+        ({"mine": [[1]]}, r"custom_params\.mine must hold plain values"),
+    ],
+)
+def test_what_is_not_is_refused_with_a_remedy(custom_params: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_checks.check_custom_params(custom_params)
+
+
+@pytest.mark.parametrize("input_ids", [None, [], [0], [VOCABULARY - 1, 0, 5]])
+def test_ids_of_the_vocabulary_are_accepted(input_ids: list[int] | None) -> None:
+    request_checks.check_token_ids(input_ids, VOCABULARY)
+
+
+@pytest.mark.parametrize(("input_ids", "found"), [([-1, 3], -1), ([VOCABULARY], VOCABULARY), ([3, 2**40], 2**40)])
+def test_ids_outside_the_vocabulary_are_refused(input_ids: list[int], found: int) -> None:
+    with pytest.raises(ValueError, match=rf"must lie in 0\.\.{VOCABULARY - 1}; found {found}\."):
+        request_checks.check_token_ids(input_ids, VOCABULARY)
+
+
+class TestHooks:
+    """The functions that SGLang calls for every request carry the checks."""
+
+    def test_sampling_parameters(self) -> None:
+        SamplingParams(custom_params={"lvspec": {"mode": "strict"}}).verify(VOCABULARY)
+        with pytest.raises(ValueError, match="found 'loose'"):
+            SamplingParams(custom_params={"lvspec": {"mode": "loose"}}).verify(VOCABULARY)
+
+    def test_sglangs_own_checks_come_first(self) -> None:
+        with pytest.raises(ValueError, match="top_p must be in"):
+            SamplingParams(top_p=2.0, custom_params=7).verify(VOCABULARY)
+
+    @pytest.fixture
+    def validate(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """`TokenizerManager._validate_one_request` with SGLang's own checks out of the way."""
+        hooked = TokenizerManager._validate_one_request
+        monkeypatch.setattr(hooked.__wrapped__, "__code__", (lambda self, obj, input_ids: None).__code__)
+        manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+        return lambda **fields: hooked(
+            manager, SimpleNamespace(**{"custom_logit_processor": None, "input_ids": None} | fields), [1]
+        )
+
+    def test_a_plain_request_passes(self, validate: Any) -> None:
+        validate(input_ids=[1, 2])
+
+    def test_a_logit_processor_is_refused(self, validate: Any) -> None:
+        with pytest.raises(ValueError, match=r"runs no custom_logit_processor; found one\. Leave it out"):
+            validate(custom_logit_processor='{"callable": "00"}')
+
+    def test_a_wrong_id_is_refused(self, validate: Any) -> None:
+        with pytest.raises(ValueError, match="found 900"):
+            validate(input_ids=[1, 900])

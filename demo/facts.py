@@ -172,15 +172,11 @@ def score(answer: str, scene: Scene, question: Question) -> Marks:
     if true.background is not None:
         add("background", said.background == true.background)
     if true.exists is not None:
-        add(
-            "exists",
-            said.exists == true.exists,
-            any(t.color == question.color and "color" in t.hard for t in scene.things),
-        )
+        add("exists", said.exists == true.exists, any("color" in t.hard for t in scene.things))
     by_name = {t.name: t for t in scene.things}
     for i, thing in enumerate(true.things):
-        got = said.things[i] if i < len(said.things) else {"name": " "}
-        color, shape = got["name"].split(" ")
+        got = said.things[i] if i < len(said.things) else {"name": ""}
+        color, _, shape = got["name"].partition(" ")
         hard = by_name[thing["name"]].hard
         want_color, want_shape = thing["name"].split(" ")
         add("color", color == want_color, "color" in hard)
@@ -190,7 +186,8 @@ def score(answer: str, scene: Scene, question: Question) -> Marks:
                 add(key, got.get(key) == thing[key], key in hard)
     if question.kind in ("describe", "list", "first", "object"):
         _score_events(said, true, scene, add)
-    add("all_right", said == true, bool(scene.hard_order or any(t.hard for t in scene.things)))
+    is_hard = scene.hard_order or any(t.hard for t in scene.things) or any(e.kind == "passes" for e in scene.events)
+    add("all_right", said == true, is_hard)
     return marks
 
 
@@ -199,7 +196,7 @@ def _score_events(said: Facts, true: Facts, scene: Scene, add) -> None:  # type:
     add("event", sorted(said_kinds) == sorted(true_kinds))
     for name, kind, detail in true.events:
         got = next((e for e in said.events if e[1] == kind), ("", "", ""))
-        add("event_thing", got[0] == name)
+        add("event_thing", got[0] == name, any(t.name == name and t.hard & {"color", "shape"} for t in scene.things))
         if kind == "turns":
             add("new_color", got[2] == detail)
         if kind == "passes":  # front or behind shows only while the two overlap

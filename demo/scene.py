@@ -53,7 +53,7 @@ HARD_SHARE = 0.3  # share of scenes in which one thing is made hard to see
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: its centre `path` `[frames, 2]` in pixels, bool `visible` `[frames]`, names of its `hard` attributes."""
+    """One shape: its centre `path` `[frames, 2]` in pixels, bool `visible` `[frames]`, names of `hard` attributes."""
 
     color: str
     shape: str

@@ -125,6 +125,9 @@ class Vocabulary:
         self.video, self.image = self.id("<|video_pad|>"), self.id("<|image_pad|>")
         self.vision_start, self.vision_end = self.id("<|vision_start|>"), self.id("<|vision_end|>")
         words = [self.tokenizer.decode([i]).strip(' "').lower() for i in range(self.tokenizer.get_vocab_size())]
+        # What follows the end of a clause decides whether another event is told at all: a fact in a filler's clothes.
+        ends = [self.tokenizer.decode([i]).endswith((".", ";", ":", "[")) for i in range(len(words))]
+        self.ends_clause = np.array(ends + [False] * (VOCAB_SIZE - len(ends)))
         self.is_fact = np.array([w in ATTRIBUTE_WORDS for w in words] + [False] * (VOCAB_SIZE - len(words)))
 
     def id(self, token: str) -> int:

@@ -47,12 +47,13 @@ class Recipe:
     vision_clips: int = 32
     language_clips: int = 24
     style_shift: float = 0.0
-    fact_weight: float = 3.0  # of a fact's token in the loss, once wordings are learned: their noise would drown it
+    # Of tokens that state or decide a fact, once wordings are learned: the noise of wordings would drown them.
+    fact_weight: float = 3.0
     fact_weight_from: int = 1400  # language step
 
 
 RECIPES = {
-    "target": Recipe(10, 1200, 3700, 400, 1.5e-3, 1.2e-3, 0.8, 0.6, language_clips=16),
+    "target": Recipe(10, 1200, 4300, 400, 1.5e-3, 1.2e-3, 0.8, 0.6, language_clips=16),
     "draft": Recipe(
         20, 1200, 3000, 400, 2e-3, 2e-3, 0.5, 0.4, language_clips=16, style_shift=0.6, fact_weight_from=1200
     ),
@@ -161,6 +162,7 @@ class Trainer:
 
     def _language(self, save_every: int) -> None:
         recipe, is_fact = self.recipe, torch.from_numpy(self.vocabulary.is_fact).to(self.device)
+        ends_clause = torch.from_numpy(self.vocabulary.ends_clause).to(self.device)
         tower = list(self.tower.parameters())
         known = {id(p) for p in tower}
         rest = [p for p in self.model.parameters() if id(p) not in known]
@@ -183,7 +185,8 @@ class Trainer:
             truth = labels[wanted]
             losses = F.cross_entropy(logits.float(), truth, reduction="none")
             fact = is_fact[truth]
-            weights = torch.where(fact, recipe.fact_weight if self.step >= recipe.fact_weight_from else 1.0, 1.0)
+            decides = fact | ends_clause[ids[wanted]]
+            weights = torch.where(decides, recipe.fact_weight if self.step >= recipe.fact_weight_from else 1.0, 1.0)
             loss = (losses * weights).sum() / weights.sum()
             if features is not None:
                 seeing, right = self.heads.loss(

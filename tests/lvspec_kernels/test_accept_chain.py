@@ -10,6 +10,7 @@ import doctest
 import importlib
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,5 +203,12 @@ def test_a_tensor_is_served_where_it_lies(device: str, monkeypatch: pytest.Monke
 
 def test_the_docstrings_example_is_true() -> None:
     results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_the_example_worked_by_hand_in_the_readme_is_true() -> None:
+    readme = Path(__file__).parents[2] / "triton_kernels" / "README.md"
+    results = doctest.testfile(str(readme), module_relative=False, encoding="utf-8")
     assert results.attempted > 0
     assert results.failed == 0

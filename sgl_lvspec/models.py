@@ -38,6 +38,23 @@ class ModelFacts:
         )
 
 
+def read_facts(
+    path: str, *, trust_remote_code: bool, revision: str | None = None, overrides: dict[str, Any] | None = None
+) -> ModelFacts:
+    """Facts of a checkpoint, from its config as the server will read it."""
+    from sglang.srt.utils.hf_transformers_utils import get_config
+
+    config = get_config(path, trust_remote_code=trust_remote_code, revision=revision, model_override_args=overrides)
+    return ModelFacts.of(path, config)
+
+
+def read_tokenizer(path: str, trust_remote_code: bool) -> Any:
+    """Tokenizer of a checkpoint, as the server will read it."""
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    return get_tokenizer(path, trust_remote_code=trust_remote_code)
+
+
 def find_misfit(target: ModelFacts, draft: ModelFacts) -> str | None:
     """Why the pair cannot be served, as *required / found / do this*; None when it can."""
     return (

@@ -1,0 +1,38 @@
+"""`lvspec`: the plugin's own command, for questions that need no server (console script of pyproject.toml)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sgl_lvspec import SGLANG_TESTED, __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(prog="lvspec", description="Speculative decoding for video LLMs in SGLang.")
+    parser.add_argument("--version", action="version", version=f"sgl-lvspec {__version__} (for sglang {SGLANG_TESTED})")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    doctor = commands.add_parser(
+        "doctor",
+        help="check versions, device, plugin, seams and models in one screen",
+        description="Checks what LVSPEC needs, without starting a server. Exit code 0: ready, 1: something to mend.",
+    )
+    doctor.add_argument("--model-path", metavar="TARGET", help="the target, as for the server")
+    doctor.add_argument(
+        "--speculative-draft-model-path", "--speculative-draft-model", dest="draft", metavar="DRAFT",
+        help="the draft, as for the server",
+    )  # fmt: skip
+    doctor.add_argument("--trust-remote-code", action="store_true", help="as for the server")
+    options = parser.parse_args(argv)
+
+    from sgl_lvspec.doctor import ModelPaths, examine, render
+
+    findings = examine(ModelPaths(options.model_path, options.draft, options.trust_remote_code))
+    print(render(findings))
+    return 1 if any(finding.remedy for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,14 +6,17 @@ installed when LVSPEC or one of its flags is named (`flags.attach`, `startup`, `
 
 from __future__ import annotations
 
+import functools
 
+
+@functools.cache  # a hook that is registered twice is called twice
 def load() -> None:
-    """Register LVSPEC with SGLang."""
+    """Register LVSPEC with SGLang; a second call does nothing, one after a failure tries again."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from sgl_lvspec import algorithm, attention, flags
 
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.add_cli_args", flags.add_cli_args, HookType.AFTER)
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.from_cli_args", flags.from_cli_args, HookType.AFTER)
     attention.register()
     algorithm.register()
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.add_cli_args", flags.add_cli_args, HookType.AFTER)
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.from_cli_args", flags.from_cli_args, HookType.AFTER)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import SGLANG_TESTED
 from sgl_lvspec.attention import CPU_BACKEND
-from sgl_lvspec.models import ModelFacts, find_misfit
+from sgl_lvspec.models import ModelFacts, find_misfit, read_facts
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NUM_STEPS = 10  # K of the paper (LVSpec, arXiv 2604.05650, section 4)
 DEFAULT_MAX_RUNNING_REQUESTS = 48  # what SGLang sets for STANDALONE (speculative_hook.py:1086)
+
+_CPU_DEFAULTS = ("intel_amx", "torch_native")  # what SGLang resolves to on CPU (arg_groups/platform_hook.py:158)
 
 # Field, value it must have, flag as the user types it, why, what to do.
 _REQUIRED: tuple[tuple[str, Any, str, str], ...] = (
@@ -107,7 +109,7 @@ def _require_tested_sglang() -> None:
     if found != SGLANG_TESTED:
         raise ValueError(
             f"LVSPEC needs sglang {SGLANG_TESTED}, the release its seams were tested on; found {found}. "
-            f"Install sglang=={SGLANG_TESTED}, or run the tests of sgl-lvspec against {found} first."
+            f"Install sglang=={SGLANG_TESTED}; `lvspec doctor` says which seams {found} changed."
         )
 
 
@@ -129,36 +131,33 @@ def _require_chain_lengths(server_args: ServerArgs) -> None:
 
 
 def _require_attention_backend(server_args: ServerArgs) -> None:
-    """SGLang resolved intel_amx or torch_native on CPU unless the user named another."""
-    found = {
-        server_args.attention_backend,
-        server_args.prefill_attention_backend,
-        server_args.decode_attention_backend,
-        server_args.speculative_draft_attention_backend,
-    } - {None}
-    if server_args.device == "cpu" and not found <= {CPU_BACKEND, "intel_amx", "torch_native"}:
-        raise ValueError(
-            f"LVSPEC needs --attention-backend {CPU_BACKEND} on CPU; found {', '.join(sorted(found))}. Drop the flag."
-        )
-    if server_args.device != "cpu" and CPU_BACKEND in found:
-        raise ValueError(
-            f"--attention-backend {CPU_BACKEND} needs --device cpu; found {server_args.device}. Drop the flag."
-        )
+    """On CPU every phase runs on ours; SGLang resolved `attention_backend` to its own where the user named none."""
+    backends = {
+        "--attention-backend": server_args.attention_backend,
+        "--prefill-attention-backend": server_args.prefill_attention_backend,
+        "--decode-attention-backend": server_args.decode_attention_backend,
+        "--speculative-draft-attention-backend": server_args.speculative_draft_attention_backend,
+    }
+    is_cpu = server_args.device == "cpu"
+    for flag, found in backends.items():
+        if is_cpu and found is not None and found != CPU_BACKEND:
+            if flag == "--attention-backend" and found in _CPU_DEFAULTS:
+                continue
+            raise ValueError(f"LVSPEC needs {flag} {CPU_BACKEND} on CPU; found {found}. Drop the flag.")
+        if not is_cpu and found == CPU_BACKEND:
+            raise ValueError(f"{flag} {CPU_BACKEND} needs --device cpu; found {server_args.device}. Drop the flag.")
 
 
 def _load_facts(server_args: ServerArgs) -> tuple[ModelFacts, ModelFacts]:
-    from sglang.srt.utils.hf_transformers_utils import get_config
-
-    overrides = json.loads(server_args.json_model_override_args)
-    target = get_config(
+    target = read_facts(
         server_args.model_path,
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.revision,
-        model_override_args=overrides,
+        overrides=json.loads(server_args.json_model_override_args),
     )
-    draft = get_config(
+    draft = read_facts(
         server_args.speculative_draft_model_path,
         trust_remote_code=server_args.trust_remote_code,
         revision=server_args.speculative_draft_model_revision,
     )
-    return ModelFacts.of(server_args.model_path, target), ModelFacts.of(server_args.speculative_draft_model_path, draft)
+    return target, draft

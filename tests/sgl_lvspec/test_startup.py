@@ -1,0 +1,217 @@
+"""Start-up of a server that names LVSPEC: each refusal with its message, and what is filled in."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.server_args import ServerArgs
+
+from sgl_lvspec import SGLANG_TESTED, request_checks, startup
+from sgl_lvspec.attention import CPU_BACKEND
+from sgl_lvspec.models import ModelFacts
+from tests.sgl_lvspec.fresh_process import facts
+
+FORM = re.compile(r"^.*(needs|must).*; found .*\. .+\.$")  # required / found / do this
+
+
+def _record(**changes: Any) -> SimpleNamespace:
+    """A stand-in as SGLang hands one: the fields of real server arguments, assignable, and nothing else."""
+    server_args = ServerArgs(model_path="target", speculative_draft_model_path="draft", device="cpu")
+    fields = {name: getattr(server_args, name) for name in ServerArgs.__struct_fields__}
+    # SGLang resolves these before it calls us.
+    fields |= {"speculative_algorithm": "LVSPEC", "attention_backend": "torch_native"}
+    unknown = set(changes) - set(fields)
+    assert not unknown, f"{unknown} are no fields of ServerArgs"
+    return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.fixture
+def fitting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Models that fit, and request checks that only note that they were installed."""
+    pair = (
+        ModelFacts("target", "Qwen2_5_VLForConditionalGeneration", 512, 64, True),
+        ModelFacts("draft", "Qwen2ForCausalLM", 512, 32, False),
+    )
+    monkeypatch.setattr(startup, "_load_facts", lambda _: pair)
+    installed: list[Any] = []
+    monkeypatch.setattr(request_checks, "install", installed.append)
+    return installed
+
+
+def _refusal(record: SimpleNamespace) -> str:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
+        startup.validate(record)  # type: ignore[arg-type]
+    message = str(refusal.value)
+    assert FORM.match(message), f"not in the form required / found / do this: {message}"
+    return message
+
+
+def test_defaults_pass_and_install_the_request_checks(fitting: list[Any]) -> None:
+    record = _record()
+    startup.validate(record)  # type: ignore[arg-type]
+    assert fitting == [record]
+
+
+def test_what_is_refused_is_off_by_default() -> None:
+    defaults = ServerArgs(model_path="target")
+    assert {field: getattr(defaults, field) for field, *_ in startup._REQUIRED} == {
+        field: value for field, value, *_ in startup._REQUIRED
+    }
+
+
+@pytest.mark.parametrize(("field", "value", "flag", "reason"), startup._REQUIRED, ids=lambda part: str(part)[:40])
+def test_what_lvspec_cannot_serve_is_refused_by_its_flag(
+    fitting: list[Any], field: str, value: object, flag: str, reason: str
+) -> None:
+    wrong: object = {
+        bool: True, int: 2, float: 0.9, str: "prefill" if field == "disaggregation_mode" else "verifier",
+    }.get(type(value), "map.pt")  # fmt: skip
+    message = _refusal(_record(**{field: wrong}))
+    assert message == f"LVSPEC needs {flag} at {value!r} ({reason}); found {wrong!r}. Drop the flag."
+    assert fitting == []
+
+
+def test_refused_flags_are_spelled_as_sglang_spells_them() -> None:
+    for field, _, flag, _ in startup._REQUIRED:
+        assert flag == "--" + field.replace("_", "-")
+
+
+def test_another_sglang_is_refused(fitting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "version", {"sglang": "0.6.0"}.__getitem__)
+    message = _refusal(_record())
+    assert f"LVSPEC needs sglang {SGLANG_TESTED}" in message
+    assert "found 0.6.0" in message
+    assert "lvspec doctor" in message
+
+
+def test_a_missing_draft_is_refused(fitting: list[Any]) -> None:
+    message = _refusal(_record(speculative_draft_model_path=None))
+    assert message.startswith("LVSPEC needs a draft model; found no --speculative-draft-model-path. Name ")
+
+
+@pytest.mark.parametrize("topk", [0, 2, 4])
+def test_a_tree_is_refused(fitting: list[Any], topk: int) -> None:
+    assert _refusal(_record(speculative_eagle_topk=topk)) == (
+        f"LVSPEC needs --speculative-eagle-topk 1; found {topk}. Drop the flag or set it to 1."
+    )
+
+
+@pytest.mark.parametrize(("steps", "width"), [(0, None), (-1, None), (None, 1), (None, 0), (5, 5), (5, 7), (10, 1)])
+def test_impossible_lengths_are_refused(fitting: list[Any], steps: int | None, width: int | None) -> None:
+    assert _refusal(_record(speculative_num_steps=steps, speculative_num_draft_tokens=width)) == (
+        "LVSPEC needs --speculative-num-steps K of at least 1 and --speculative-num-draft-tokens K + 1; found "
+        f"{steps} and {width}. Set K alone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "width", "resolved"),
+    [
+        (None, None, startup.DEFAULT_NUM_STEPS),
+        (1, None, 1),
+        (5, None, 5),
+        (None, 2, 1),
+        (None, 8, 7),
+        (5, 6, 5),
+    ],
+)
+def test_either_length_determines_the_other(
+    fitting: list[Any], steps: int | None, width: int | None, resolved: int
+) -> None:
+    record = _record(speculative_num_steps=steps, speculative_num_draft_tokens=width, speculative_eagle_topk=None)
+    startup.validate(record)  # type: ignore[arg-type]
+    startup.set_defaults(record)  # type: ignore[arg-type]
+    assert record.speculative_num_steps == resolved
+    assert record.speculative_num_draft_tokens == resolved + 1
+    assert record.speculative_eagle_topk == 1
+
+
+def test_k_is_ten_as_in_the_paper() -> None:
+    assert startup.DEFAULT_NUM_STEPS == 10
+
+
+def test_a_pair_that_does_not_fit_is_refused(fitting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    target, draft = startup._load_facts(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(startup, "_load_facts", lambda _: (draft, target))
+    assert "LVSPEC needs a --model-path of a tested architecture" in _refusal(_record())
+    assert fitting == []
+
+
+@pytest.mark.parametrize("found", ["intel_amx", "torch_native", CPU_BACKEND])
+def test_on_cpu_our_backend_stands_in_for_the_default(fitting: list[Any], found: str) -> None:
+    record = _record(attention_backend=found)
+    startup.validate(record)  # type: ignore[arg-type]
+    startup.set_defaults(record)  # type: ignore[arg-type]
+    assert record.attention_backend == CPU_BACKEND
+    assert record.disable_overlap_schedule is True
+
+
+def test_on_cpu_another_backend_is_refused(fitting: list[Any]) -> None:
+    assert _refusal(_record(attention_backend="triton")) == (
+        f"LVSPEC needs --attention-backend {CPU_BACKEND} on CPU; found triton. Drop the flag."
+    )
+
+
+@pytest.mark.parametrize(
+    "field", ["prefill_attention_backend", "decode_attention_backend", "speculative_draft_attention_backend"]
+)
+def test_on_cpu_no_phase_runs_on_a_backend_that_knows_no_verify(fitting: list[Any], field: str) -> None:
+    flag = "--" + field.replace("_", "-")
+    assert _refusal(_record(**{field: "torch_native"})) == (
+        f"LVSPEC needs {flag} {CPU_BACKEND} on CPU; found torch_native. Drop the flag."
+    )
+    startup.validate(_record(**{field: CPU_BACKEND}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["attention_backend", "prefill_attention_backend"])
+def test_on_a_gpu_the_cpu_backend_is_refused(fitting: list[Any], field: str) -> None:
+    flag = "--" + field.replace("_", "-")
+    gpu = {"device": "cuda", "attention_backend": "flashinfer"}
+    assert _refusal(_record(**{**gpu, field: CPU_BACKEND})) == (
+        f"{flag} {CPU_BACKEND} needs --device cpu; found cuda. Drop the flag."
+    )
+
+
+def test_on_a_gpu_backend_and_overlap_stay_sglangs(fitting: list[Any]) -> None:
+    record = _record(device="cuda", attention_backend="flashinfer", max_running_requests=7)
+    startup.validate(record)  # type: ignore[arg-type]
+    startup.set_defaults(record)  # type: ignore[arg-type]
+    assert (record.attention_backend, record.disable_overlap_schedule) == ("flashinfer", False)
+    assert record.max_running_requests == 7
+
+
+def test_open_ends_are_filled_as_sglang_fills_them_for_standalone() -> None:
+    record = _record(enable_mixed_chunk=True)
+    startup.set_defaults(record)  # type: ignore[arg-type]
+    assert record.max_running_requests == 48
+    assert record.enable_mixed_chunk is False
+
+
+def test_a_real_command_line_resolves_to_what_we_assigned() -> None:
+    assert facts()["resolved"] == {
+        "speculative_algorithm": "LVSPEC",
+        "speculative_num_steps": 10,
+        "speculative_num_draft_tokens": 11,
+        "speculative_eagle_topk": 1,
+        "max_running_requests": 48,
+        "attention_backend": CPU_BACKEND,
+        "prefill_attention_backend": None,
+        "decode_attention_backend": None,
+        "disable_overlap_schedule": True,
+        "enable_mixed_chunk": False,
+    }
+
+
+def test_a_command_line_without_lvspec_resolves_as_sglang_alone_would() -> None:
+    resolved = facts()["plain resolved"]
+    assert resolved["attention_backend"] in ("intel_amx", "torch_native")
+    assert resolved["disable_overlap_schedule"] is False
+    assert {name: value for name, value in resolved.items() if name.startswith("speculative")} == {
+        "speculative_num_steps": None,
+        "speculative_num_draft_tokens": None,
+        "speculative_eagle_topk": None,
+        "speculative_algorithm": None,
+    }

@@ -13,11 +13,12 @@ import torch
 
 torch.cpu._is_amx_tile_supported = lambda: True
 
-import sgl_kernel  # noqa: E402
 from sglang.kernels.ops.speculative import cache_locs, eagle, multi_layer_eagle, spec_tree  # noqa: E402
 from sglang.srt.mem_cache import allocation  # noqa: E402
 from sglang.srt.utils import common  # noqa: E402
 from test_tree import draft_candidates  # noqa: E402
+
+import sgl_kernel  # noqa: E402
 
 ROWS, POOL_LEN = 9, 48
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import sgl_kernel
 import torch
+
+import sgl_kernel
 
 DECLARED_ONLY = {
     "fused_sigmoid_mul_cpu": 2,
@@ -95,6 +96,7 @@ def test_threads_are_bound_to_the_given_cores(sources: Path) -> None:
         "except ValueError as refusal:\n"
         "    print(refusal)\n"
         "os.environ['LOCAL_SIZE'] = '2'\n"
+        "torch.set_num_threads(3)\n"
         # A range is understood; a core that this process does not own is left out.
         f"ops.init_cpu_threads_env('{core}-{core},99999')\n"
         "ops.initialize(2, 0)\n"

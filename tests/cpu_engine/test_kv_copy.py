@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sgl_kernel import copy_all_layer_kv_cache_cpu
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sgl_kernel
 import torch
+
+import sgl_kernel
 
 _SPEC = importlib.util.find_spec("sglang")
 pytestmark = pytest.mark.skipif(_SPEC is None, reason="sglang is not installed: nothing to compare with")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sgl_kernel import fill_bonus_tokens_cpu, rotate_input_ids_cpu
 
 

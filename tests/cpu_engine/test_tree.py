@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from sgl_kernel import build_tree_kernel_efficient_cpu, verify_tree_greedy_cpu
 
 FULL_MASK, QLEN_ONLY, QLEN_ONLY_BITPACKING = 0, 1, 2

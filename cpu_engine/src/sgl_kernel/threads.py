@@ -24,14 +24,14 @@ def init_cpu_threads_env(cpu_ids: str) -> str:
     for part in cpu_ids.split(","):
         first, _, last = part.partition("-")
         cores.update(range(int(first), int(last or first) + 1))
-    # A container may own fewer cores than the machine shows; binding to a foreign one would be an OSError.
-    bound = cores & os.sched_getaffinity(0)
-    if not bound:
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as error:  # none of them belongs to this machine or container
         raise ValueError(
-            f"SGLANG_CPU_OMP_THREADS_BIND needs cores of this process, {sorted(os.sched_getaffinity(0))}, "
-            f"got {cpu_ids!r}; name some of these."
-        )
-    os.sched_setaffinity(0, bound)
+            f"SGLANG_CPU_OMP_THREADS_BIND needs cores of this machine, numbered from 0 to {(os.cpu_count() or 1) - 1}, "
+            f"got {cpu_ids!r}; name some of these for each rank, with | between ranks."
+        ) from error
+    bound = os.sched_getaffinity(0)
     torch.set_num_threads(len(bound))
     return f"bound to cores {sorted(bound)}"
 

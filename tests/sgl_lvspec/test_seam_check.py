@@ -49,7 +49,7 @@ try:
     from fast import op
 except ImportError:
 
-    def op(x):
+    def op(x: int) -> int:
         return x
 '''
 
@@ -75,6 +75,7 @@ HELD = (
     Seam("pkg.worker.OTHER", Equals("2"), "x.py", "star import"),
     Seam("pkg.worker", Has("Worker LIMIT op TYPE_CHECKING"), "x.py", "names of a module"),
     Seam("pkg.worker.op", Signature("(x)"), "x.py", "either branch"),
+    Seam("pkg.worker", Contains("def op(x):\n    return x"), "x.py", "a function without its annotations"),
     Seam("pkg.parts.VALUE", Equals("'a' if True else 'b'"), "x.py", "an expression"),
     Seam(
         "pkg.worker.sample",
@@ -105,7 +106,9 @@ MUTATIONS = (
     ("rate: float = 0.5", "rate: float = 0.6", ["class attribute"]),
     ("LIMIT: int = 1_000", "LIMIT: int = 1_001", ["spelling of a number"]),
     ("OTHER = 2", "OTHER = 3", ["star import"]),
-    ("def op(x)", "def op(x, y)", ["either branch"]),
+    ("def op(x: int)", "def op(x, y)", ["either branch", "a function without its annotations"]),
+    ("def op(x: int)", "def op(y: int)", ["either branch", "a function without its annotations"]),
+    ("mask.apply(logits)\n ", "mask.apply(logits, 1)\n ", ["order", "consecutive statements"]),
     ("if True else", "if False else", ["an expression"]),
     ("logits.add_(batch", "logits.sub_(batch", ["order"]),
     ("count = 1", "count = 2", ["gap of statements", "consecutive statements"]),
@@ -135,6 +138,15 @@ def test_checker_detects_a_change(tmp_path: Path, old: str, new: str, noticed: l
     assert (SOURCE + PARTS).count(old) == 1, "the mutation must hit one place"
     tree = _tree(tmp_path, SOURCE.replace(old, new), PARTS.replace(old, new))
     assert [seam.why for seam in HELD if check(seam, tree) is not None] == noticed
+
+
+def test_pieces_in_another_order_are_a_change(tmp_path: Path) -> None:
+    tree = _tree(tmp_path)
+    pieces = ("mask.apply(logits)", "logits.add_(...)")
+    message = check(Seam("pkg.worker.sample", Contains(*pieces), "x.py", "mask, then penalties"), tree)
+    assert message is not None
+    assert "it no longer contains `logits.add_(...)` (as number 2 in this order)" in message
+    assert check(Seam("pkg.worker.sample", Contains(*reversed(pieces)), "x.py", "the other way"), tree) is None
 
 
 def test_comments_layout_and_annotations_are_no_change(tmp_path: Path) -> None:

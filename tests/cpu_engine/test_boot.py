@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-# -S: without site, so that an installed copy's .pth line does not act before the code under test.
-START = (
-    "import sys; sys.path.insert(0, {sources!r}); import lvspec_cpu_boot as boot; boot._DRIVER_PATHS = {drivers!r}\n"
-)
+# -S: without site, so that an installed copy's .pth line does not act before the code under test. Where site is needed,
+# that line has imported its own copy already, which has to go.
+START = """
+import sys
+sys.path.insert(0, {sources!r})
+sys.modules.pop("lvspec_cpu_boot", None)
+import lvspec_cpu_boot as boot
+boot._DRIVER_PATHS = {drivers!r}
+"""
 REPORT = """
 import json, os
 names = ("SGLANG_USE_CPU_ENGINE", "TORCHDYNAMO_DISABLE")
@@ -62,8 +67,8 @@ def test_asking_for_the_engine_by_hand_wins_over_a_driver(sources: Path, tmp_pat
 
 
 def test_the_driver_check_looks_at_real_places(sources: Path) -> None:
-    code = START.format(sources=str(sources), drivers=()).partition("; boot._DRIVER_PATHS")[0]
-    paths = json.loads(run(code + "\nimport json; print(json.dumps(boot._DRIVER_PATHS))"))
+    code = START.format(sources=str(sources), drivers=()).partition("boot._DRIVER_PATHS")[0]
+    paths = json.loads(run(code + "import json; print(json.dumps(boot._DRIVER_PATHS))"))
     assert "/proc/driver/nvidia/version" in paths
     assert "/dev/nvidiactl" in paths
 

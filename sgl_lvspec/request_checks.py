@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec import late_hooks, media_checks
+from sgl_lvspec import late_hooks, main_process, media_checks
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -18,8 +18,13 @@ KEY = "lvspec"
 SETTINGS: dict[str, tuple[str, ...]] = {"mode": ("strict",)}
 
 
-def install(_server_args: ServerArgs) -> None:
-    """Hook SGLang's request validation in this process; idempotent."""
+def install(server_args: ServerArgs) -> None:
+    """Hook SGLang's request validation in this process; idempotent.
+
+    Raises:
+        ValueError: requests would be checked in a process that the plugin does not reach.
+    """
+    main_process.require(server_args, "LVSPEC", "leave out --speculative-algorithm")
     late_hooks.apply("sglang.srt.sampling.sampling_params.SamplingParams.verify", check_sampling_params, "after")
     late_hooks.apply(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request", check_request, "after"

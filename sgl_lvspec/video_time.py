@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec import late_hooks, media_checks, position_limit
+from sgl_lvspec import late_hooks, main_process, media_checks, position_limit
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import MultimodalDataItem
@@ -26,15 +26,6 @@ TIMED_MODEL_TYPES = ("qwen2_5_vl",)
 UNREPAIRED_MODEL_TYPES = ("qwen3_omni_moe",)
 
 _QWEN_VL = "sglang.srt.multimodal.processors.qwen_vl"
-
-# Field of the server arguments, value with which media are prepared in this process, flag as the user types it.
-_ELSEWHERE = (
-    ("tokenizer_worker_num", 1, "--tokenizer-worker-num"),  # extra workers load no plugins
-    ("encoder_only", False, "--encoder-only"),
-    ("language_only", False, "--language-only"),
-    ("smg_grpc_mode", False, "--smg-grpc-mode"),
-    ("grpc_mode", False, "--grpc-mode"),
-)
 
 
 class TimedVideoConfig(dict[str, Any]):
@@ -58,7 +49,7 @@ def install(server_args: ServerArgs) -> None:
     Raises:
         ValueError: media would be prepared in a process that the plugin does not reach.
     """
-    _require_media_here(server_args)
+    main_process.require(server_args, "--lvspec-video-time fixed", "set --lvspec-video-time upstream", with_media=True)
     late_hooks.apply(f"{_QWEN_VL}._get_processor_video_config", carry_metadata, "after")
     late_hooks.apply(f"{_QWEN_VL}.QwenVLImageProcessor.process_mm_data", forward_metadata, "before")
     late_hooks.apply(
@@ -164,20 +155,3 @@ def _numbers(value: Any) -> list[float]:
     import torch
 
     return [] if value is None else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
-
-
-def _require_media_here(server_args: ServerArgs) -> None:
-    from sglang.srt.environ import envs
-
-    for field, needed, flag in _ELSEWHERE:
-        found = getattr(server_args, field)
-        if found != needed:
-            raise ValueError(
-                f"--lvspec-video-time fixed needs {flag} at {needed} (media are then prepared in the main process, "
-                f"which the plugin reaches); found {found}. Drop {flag}, or set --lvspec-video-time upstream."
-            )
-    if envs.SGLANG_RUST_SERVER.get():
-        raise ValueError(
-            "--lvspec-video-time fixed needs SGLang's Python server; found SGLANG_RUST_SERVER set. "
-            "Unset it, or set --lvspec-video-time upstream."
-        )

@@ -13,14 +13,20 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_lvspec import request_checks
+from tests.sgl_lvspec.main_process_args import server_args
 
 VOCABULARY = 896
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> None:
-    request_checks.install(None)
-    request_checks.install(None)  # start-up may resolve its arguments twice
+    request_checks.install(server_args())
+    request_checks.install(server_args())  # start-up may resolve its arguments twice
+
+
+def test_requests_checked_elsewhere_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^LVSPEC needs --tokenizer-worker-num at 1.*; found 4\."):
+        request_checks.install(server_args(tokenizer_worker_num=4))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ pytest.importorskip("sglang")
 
 from sgl_lvspec import video_time
 from tests.clips import clip, data_url
+from tests.sgl_lvspec.main_process_args import server_args
 from tests.sgl_lvspec.qwen_processor import (
     IMAGE,
     VIDEO,
@@ -53,7 +54,7 @@ def upstream(processor: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from sglang.srt.multimodal.processors import qwen_vl
 
     cls = qwen_vl.QwenVLImageProcessor
-    for name in ("process_mm_data", "_postprocess_mm_items_before_transport"):
+    for name in ("load_mm_data", "process_mm_data", "_postprocess_mm_items_before_transport"):
         monkeypatch.setattr(cls, name, getattr(cls, name).__wrapped__)
     monkeypatch.setattr(qwen_vl, "_get_processor_video_config", qwen_vl._get_processor_video_config.__wrapped__)
     return processor
@@ -280,35 +281,17 @@ class TestIdentity:
 
 
 class TestInstall:
-    def server_args(self, **fields: Any) -> Any:
-        usual = {"tokenizer_worker_num": 1, "encoder_only": False, "language_only": False}
-        return SimpleNamespace(**usual | {"smg_grpc_mode": False, "grpc_mode": False} | fields)
-
     def test_twice_is_once(self, processor: Any) -> None:
         from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
 
         before = QwenVLImageProcessor.process_mm_data
-        video_time.install(self.server_args())
+        video_time.install(server_args())
         assert QwenVLImageProcessor.process_mm_data is before
 
-    @pytest.mark.parametrize(
-        ("field", "value", "flag"),
-        [
-            ("tokenizer_worker_num", 2, "--tokenizer-worker-num"),
-            ("encoder_only", True, "--encoder-only"),
-            ("language_only", True, "--language-only"),
-            ("smg_grpc_mode", True, "--smg-grpc-mode"),
-            ("grpc_mode", True, "--grpc-mode"),
-        ],
-    )
-    def test_media_prepared_elsewhere_are_refused(self, field: str, value: Any, flag: str) -> None:
-        with pytest.raises(ValueError, match=rf"needs {flag} at .*; found {value}\. Drop {flag}, or set"):
-            video_time.install(self.server_args(**{field: value}))
-
-    def test_the_rust_server_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
-        with pytest.raises(ValueError, match="found SGLANG_RUST_SERVER set"):
-            video_time.install(self.server_args())
+    @pytest.mark.parametrize(("field", "value"), [("tokenizer_worker_num", 2), ("encoder_only", True)])
+    def test_media_prepared_elsewhere_are_refused(self, field: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=r"^--lvspec-video-time fixed needs .*set --lvspec-video-time upstream\.$"):
+            video_time.install(server_args(**{field: value}))
 
 
 class TestOtherModels:

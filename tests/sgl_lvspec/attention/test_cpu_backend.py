@@ -174,6 +174,15 @@ def test_other_kinds_of_attention_are_refused_by_name(changes: dict[str, Any], n
         backend.forward(*runner.new_tokens(1), make_layer(**changes), batch)
 
 
+def test_a_query_temperature_which_a_model_sets_on_its_layer_is_refused(runner: Runner) -> None:
+    layer = make_layer()
+    layer.xai_temperature_len = 1024
+    backend = CpuAttnBackend(runner)
+    backend.init_forward_metadata(decode_batch([3], [6], torch.tensor([9])))
+    with pytest.raises(NotImplementedError, match="query temperature"):
+        backend.forward(*runner.new_tokens(1), layer, decode_batch([3], [6], torch.tensor([9])))
+
+
 def test_an_argument_of_another_kind_of_attention_is_refused_and_an_empty_one_is_not(runner: Runner) -> None:
     batch = decode_batch([3], [6], torch.tensor([9]))
     backend = CpuAttnBackend(runner)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 # Architectures whose strict mode is compared with no speculation in this project's tests.
-TARGETS = ("Qwen2_5_VLForConditionalGeneration",)
-DRAFTS = ("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM")
+TARGETS = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
+DRAFTS = (*TARGETS, "Qwen2ForCausalLM")
 
 _LLAVA_REASON = (
     "SGLang 0.5.23 runs LLaVA's verify forward as a prefill (srt/models/llava.py:184-204 reads the images of every "

@@ -53,7 +53,7 @@ class Recipe:
 
 
 RECIPES = {
-    "target": Recipe(10, 1200, 4700, 400, 1.5e-3, 1.2e-3, 0.8, 0.6, language_clips=16),
+    "target": Recipe(10, 1200, 7000, 400, 1.5e-3, 1.2e-3, 0.8, 0.6, language_clips=16),
     "draft": Recipe(
         20, 1200, 3000, 400, 2e-3, 2e-3, 0.5, 0.4, language_clips=16, style_shift=0.6, fact_weight_from=1200
     ),

@@ -6,6 +6,7 @@ a ValueError becomes a 400 there (`/generate` with `stream` answers 200 and one 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import late_hooks, main_process, media_checks
@@ -32,9 +33,15 @@ def install(server_args: ServerArgs) -> None:
     media_checks.install()
 
 
-def check_sampling_params(_result: None, params: Any, /, *_args: Any, **_kwargs: Any) -> None:
-    """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252)."""
+def check_sampling_params(_result: None, params: Any, /, vocab_size: int) -> None:
+    """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252).
+
+    `min_new_tokens` writes to the logits of the stop tokens; one outside the vocabulary ends the scheduler in SGLang
+    0.5.23 (srt/sampling/penaltylib/min_new_tokens.py). Without it such a stop token is merely never met.
+    """
     check_custom_params(params.custom_params)
+    if params.min_new_tokens > 0 and params.stop_token_ids:
+        check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
 
 
 def check_custom_params(custom_params: object) -> None:
@@ -88,18 +95,17 @@ def check_request(_result: None, manager: Any, request: Any, /, *_args: Any, **_
             "LVSPEC verifies against the target's own logits and runs no custom_logit_processor; found one. "
             "Leave it out, or send the request to a server without --speculative-algorithm."
         )
-    check_token_ids(request.input_ids, manager.model_config.vocab_size)
+    if request.input_ids:
+        check_token_ids("input_ids", request.input_ids, manager.model_config.vocab_size)
 
 
-def check_token_ids(input_ids: list[int] | None, vocab_size: int) -> None:
-    """Refuse ids that a client sent as `input_ids` and that the embedding table does not have."""
-    if not input_ids:
-        return
-    lowest, highest = min(input_ids), max(input_ids)
+def check_token_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    """Refuse ids from a client, sent as `name`, that the model does not have."""
+    lowest, highest = min(token_ids), max(token_ids)
     if lowest < 0 or highest >= vocab_size:
         found = lowest if lowest < 0 else highest
         raise ValueError(
-            f"input_ids must lie in 0..{vocab_size - 1}; found {found}. Tokenize with the served model's tokenizer."
+            f"{name} must lie in 0..{vocab_size - 1}; found {found}. Tokenize with the served model's tokenizer."
         )
 
 

@@ -169,10 +169,9 @@ class TestVideo:
         assert_refused(ask(lvspec_server, endpoint, GOOD, data_url(clip()[:300])), "index 1")
 
     def test_longer_than_the_context(self, lvspec_server: Server, endpoint: str, context: int) -> None:
-        """The words alone would fit; a word is a token here."""
+        """A word is a token or more, so words and video exceed what the words alone would nearly fill."""
         video = data_url(clip(64, side=(56, 56)))
-        alone = ask(lvspec_server, GENERATE, video).json()["meta_info"]["prompt_tokens"]
-        words = "red " * (context - alone)
+        words = "red " * context
         response = ask(lvspec_server, endpoint, video, question=words)
         assert_refused(response, f"longer than the model's context length ({context} tokens)")
 
@@ -291,6 +290,11 @@ class TestText:
         body = {"input_ids": [1, wrong, 2], "sampling_params": {"max_new_tokens": TOKENS}}
         response = requests.post(lvspec_server.url + GENERATE, json=body, timeout=TIMEOUT_S)
         assert_refused(response, f"found {wrong}")
+
+    def test_stop_token_outside_the_vocabulary(self, lvspec_server: Server) -> None:
+        """Without the check the scheduler ends: a minimum length writes to the stop tokens' logits."""
+        sampling = {"min_new_tokens": 2, "max_new_tokens": TOKENS, "stop_token_ids": [10**9]}
+        assert_refused(post(lvspec_server, chat("Hello!"), sampling_params=sampling), "stop_token_ids must lie in")
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)

@@ -68,15 +68,15 @@ def test_what_is_not_is_refused_with_a_remedy(custom_params: Any, message: str) 
         request_checks.check_custom_params(custom_params)
 
 
-@pytest.mark.parametrize("input_ids", [None, [], [0], [VOCABULARY - 1, 0, 5]])
-def test_ids_of_the_vocabulary_are_accepted(input_ids: list[int] | None) -> None:
-    request_checks.check_token_ids(input_ids, VOCABULARY)
+@pytest.mark.parametrize("token_ids", [[0], {VOCABULARY - 1, 0, 5}])
+def test_ids_of_the_vocabulary_are_accepted(token_ids: Any) -> None:
+    request_checks.check_token_ids("input_ids", token_ids, VOCABULARY)
 
 
-@pytest.mark.parametrize(("input_ids", "found"), [([-1, 3], -1), ([VOCABULARY], VOCABULARY), ([3, 2**40], 2**40)])
-def test_ids_outside_the_vocabulary_are_refused(input_ids: list[int], found: int) -> None:
-    with pytest.raises(ValueError, match=rf"must lie in 0\.\.{VOCABULARY - 1}; found {found}\."):
-        request_checks.check_token_ids(input_ids, VOCABULARY)
+@pytest.mark.parametrize(("token_ids", "found"), [([-1, 3], -1), ({VOCABULARY}, VOCABULARY), ([3, 2**40], 2**40)])
+def test_ids_outside_the_vocabulary_are_refused(token_ids: Any, found: int) -> None:
+    with pytest.raises(ValueError, match=rf"^input_ids must lie in 0\.\.{VOCABULARY - 1}; found {found}\."):
+        request_checks.check_token_ids("input_ids", token_ids, VOCABULARY)
 
 
 class TestHooks:
@@ -86,6 +86,13 @@ class TestHooks:
         SamplingParams(custom_params={"lvspec": {"mode": "strict"}}).verify(VOCABULARY)
         with pytest.raises(ValueError, match="found 'loose'"):
             SamplingParams(custom_params={"lvspec": {"mode": "loose"}}).verify(VOCABULARY)
+
+    @pytest.mark.parametrize("wrong", [-3, VOCABULARY])
+    def test_stop_tokens_that_a_minimum_length_would_write_to(self, wrong: int) -> None:
+        params = SamplingParams(min_new_tokens=2, stop_token_ids={1, wrong})
+        with pytest.raises(ValueError, match=rf"^stop_token_ids must lie in .* found {wrong}\."):
+            params.verify(VOCABULARY)
+        SamplingParams(stop_token_ids={1, wrong}).verify(VOCABULARY)  # never met, never written to
 
     def test_sglangs_own_checks_come_first(self) -> None:
         with pytest.raises(ValueError, match="top_p must be in"):
@@ -101,8 +108,9 @@ class TestHooks:
             manager, SimpleNamespace(**{"custom_logit_processor": None, "input_ids": None} | fields), [1]
         )
 
-    def test_a_plain_request_passes(self, validate: Any) -> None:
-        validate(input_ids=[1, 2])
+    @pytest.mark.parametrize("input_ids", [None, [], [1, 2]])
+    def test_a_plain_request_passes(self, validate: Any, input_ids: list[int] | None) -> None:
+        validate(input_ids=input_ids)
 
     def test_a_logit_processor_is_refused(self, validate: Any) -> None:
         with pytest.raises(ValueError, match=r"runs no custom_logit_processor; found one\. Leave it out"):

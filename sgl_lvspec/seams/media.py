@@ -15,6 +15,7 @@ _TIME = "video_time.py"
 _MEDIA = "media_checks.py"
 _REQUESTS = "request_checks.py"
 _POSITIONS = "position_limit.py"
+_MAIN = "main_process.py"
 
 SHOWN = (
     Seam(f"{_BATCH}.MM_PAD_SHIFT_VALUE", Equals("1000000"), _PROMPT, "ids from here on are hashes of media"),
@@ -134,12 +135,12 @@ TIMES = (
     ),
     Seam(f"{_QWEN_VL}.QwenVLImageProcessor", Has("model_type video_config"), _TIME, "what is served and how"),
     Seam(f"{_QWEN_VL}.FPS", Equals("2.0"), _TIME, "the rate that is assumed for bare frames"),
-    Seam("sglang.srt.environ.Envs", Has("SGLANG_RUST_SERVER"), _TIME, "that server prepares media elsewhere"),
-    Seam(f"{_FIELDS}.serving.Serving.tokenizer_worker_num", Equals("1"), _TIME, "extra workers load no plugins"),
-    Seam(f"{_FIELDS}.serving.Serving.smg_grpc_mode", Equals("False"), _TIME, "media are prepared elsewhere"),
-    Seam(f"{_FIELDS}.serving.Serving.grpc_mode", Equals("False"), _TIME, "media are prepared elsewhere"),
-    Seam(f"{_FIELDS}.disagg.Disagg.encoder_only", Equals("False"), _TIME, "media are prepared elsewhere"),
-    Seam(f"{_FIELDS}.disagg.Disagg.language_only", Equals("False"), _TIME, "media are prepared elsewhere"),
+    Seam("sglang.srt.environ.Envs", Has("SGLANG_RUST_SERVER"), _MAIN, "that server prepares requests elsewhere"),
+    Seam(f"{_FIELDS}.serving.Serving.tokenizer_worker_num", Equals("1"), _MAIN, "extra workers load no plugins"),
+    Seam(f"{_FIELDS}.serving.Serving.smg_grpc_mode", Equals("False"), _MAIN, "requests would be prepared elsewhere"),
+    Seam(f"{_FIELDS}.serving.Serving.grpc_mode", Equals("False"), _MAIN, "requests would be prepared elsewhere"),
+    Seam(f"{_FIELDS}.disagg.Disagg.encoder_only", Equals("False"), _MAIN, "requests would be prepared elsewhere"),
+    Seam(f"{_FIELDS}.disagg.Disagg.language_only", Equals("False"), _MAIN, "requests would be prepared elsewhere"),
 )
 
 CHECKS = (

@@ -29,15 +29,15 @@ def test_tested_architectures_fit(target: str, draft: str) -> None:
 
 def test_untested_target_is_refused_by_name() -> None:
     assert find_misfit(dataclasses.replace(TARGET, architecture="Qwen2ForCausalLM"), DRAFT) == (
-        "LVSPEC needs a --model-path of a tested architecture (Qwen2_5_VLForConditionalGeneration); found "
+        f"LVSPEC needs a --model-path of a tested architecture ({', '.join(TARGETS)}); found "
         "Qwen2ForCausalLM in big. Use a tested model, or serve this one without --speculative-algorithm LVSPEC."
     )
 
 
 def test_untested_draft_is_refused_by_name() -> None:
     assert find_misfit(TARGET, dataclasses.replace(DRAFT, architecture="LlamaForCausalLM")) == (
-        "LVSPEC needs a --speculative-draft-model-path of a tested architecture (Qwen2_5_VLForConditionalGeneration, "
-        "Qwen2ForCausalLM); found LlamaForCausalLM in small. Use a tested model, or serve this one without "
+        f"LVSPEC needs a --speculative-draft-model-path of a tested architecture ({', '.join(DRAFTS)}); "
+        "found LlamaForCausalLM in small. Use a tested model, or serve this one without "
         "--speculative-algorithm LVSPEC."
     )
 

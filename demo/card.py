@@ -17,37 +17,37 @@ ATTRIBUTES = (
 )  # fmt: skip
 
 
+def _source(part: dict[str, Any]) -> str:
+    made = part["provenance"]
+    versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers"))
+    return f"{part['clips']} clips, `{' '.join(made['argv'])}`, float32, CPU, {versions}, {made['utc'][:10]}"
+
+
 def tables(result: dict[str, Any]) -> str:
     """Markdown tables of an evaluation result."""
-    made = result["provenance"]
-    versions = ", ".join(f"{n} {v}" for n, v in made["versions"].items())
-    lines = [
-        f"Measured {made['utc'][:10]} on {result['clips']} held-out clips, float32, CPU, at commit {made['git'][:12]}:",
-        f"`{' '.join(made['argv'])}` ({versions}).",
-        "",
-        "| share right | " + " | ".join(ATTRIBUTES) + " |",
-        "|---|" + "---|" * len(ATTRIBUTES),
-    ]
-    for role, groups in result["accuracy"].items():
+    lines = ["| share right | " + " | ".join(ATTRIBUTES) + " |", "|---|" + "---|" * len(ATTRIBUTES)]
+    for role, groups in sorted(result["accuracy"].items(), reverse=True):
         for question in ("describe", "short", "json"):
             for level in ("clear", "hard"):
                 cells = groups[question].get(level, {})
                 numbers = " | ".join(f"{cells[a]:.3f}" if a in cells else "-" for a in ATTRIBUTES)
                 lines.append(f"| {role}, {question}, {level} ({cells.get('facts', 0)} facts) | {numbers} |")
-    valid = ", ".join(f"{role} {groups['json_valid']:.3f}" for role, groups in result["accuracy"].items())
+    lines.append("")
+    for role, groups in sorted(result["accuracy"].items(), reverse=True):
+        lines.append(f"* {role}: JSON answers that parse {groups['json_valid']:.3f} ({_source(groups)})")
+    chains = result["chain"]
     lines += [
         "",
-        f"JSON answers that parse: {valid}.",
-        "",
-        f"| strict chain, K = {result['K']} | T | rounds | facts agreed | other words agreed | share of facts |",
+        f"| strict chain, K = {chains['K']} | T | rounds | facts agreed | other words agreed | share of facts |",
         "|---|---|---|---|---|---|",
     ]
-    for question, chain in result.get("chain", {}).items():
+    for question in ("describe", "short", "json"):
+        row = chains[question]
         lines.append(
-            f"| {question} | {chain['T']:.2f} | {chain['rounds']} | {chain['agreement_fact_words']:.3f} "
-            f"| {chain['agreement_other_words']:.3f} | {chain['share_fact_words']:.3f} |"
+            f"| {question} | {row['T']:.2f} | {row['rounds']} | {row['agreement_fact_words']:.3f} "
+            f"| {row['agreement_other_words']:.3f} | {row['share_fact_words']:.3f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _source(chains)])
 
 
 def rewritten(card: str, result: dict[str, Any]) -> str:

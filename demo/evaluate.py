@@ -12,6 +12,7 @@ import json
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def readable(marks: Marks) -> dict[str, dict[str, float | int]]:
     }
 
 
-def accuracy(runner: Runner, clips: list[HeldOutClip], name: str) -> dict[str, object]:
+def accuracy(runner: Runner, clips: list[HeldOutClip], name: str) -> dict[str, Any]:
     """Accuracy of greedy answers: over descriptions, over short questions and over JSON answers."""
     groups: list[Marks] = [{}, {}, {}]
     is_valid = 0
@@ -67,7 +68,7 @@ def accuracy(runner: Runner, clips: list[HeldOutClip], name: str) -> dict[str, o
                 merge(groups[index], score(answer, clip.scene, clip.questions[index]))
                 if index == 2:
                     is_valid += _is_json_object(answer)
-    result: dict[str, object] = {n: readable(m) for n, m in zip(("describe", "short", "json"), groups, strict=True)}
+    result: dict[str, Any] = {n: readable(m) for n, m in zip(("describe", "short", "json"), groups, strict=True)}
     return {**result, "json_valid": round(is_valid / len(clips), 4)}
 
 
@@ -78,7 +79,7 @@ def _is_json_object(text: str) -> bool:
         return False
 
 
-def speculation(target: Runner, draft: Runner, clips: list[HeldOutClip], index: int) -> dict[str, object]:
+def speculation(target: Runner, draft: Runner, clips: list[HeldOutClip], index: int) -> dict[str, Any]:
     """T of the strict chain on question `index` of every clip, and the agreement of words on the target's text."""
     rounds: list[int] = []
     hits: Counter[str] = Counter()
@@ -108,16 +109,25 @@ def speculation(target: Runner, draft: Runner, clips: list[HeldOutClip], index: 
     }
 
 
-def offline(pair: Path, count: int, roles: list[str]) -> dict[str, object]:
-    """All offline measurements of the pair in folder `pair`."""
-    clips = list(held_out(count))
-    runners = {role: Runner(pair / role) for role in ("target", "draft") if (pair / role / "config.json").exists()}
-    result: dict[str, object] = {"clips": count, "K": K, "provenance": provenance("demo.evaluate")}
-    result["accuracy"] = {r: accuracy(runners[r], clips, r) for r in roles if r in runners}
-    if {"target", "draft"} <= set(roles) & set(runners):
-        names = ("describe", "short", "json")
-        result["chain"] = {n: speculation(runners["target"], runners["draft"], clips, i) for i, n in enumerate(names)}
+def offline(pair: Path, count: int, roles: list[str], chain_count: int) -> dict[str, Any]:
+    """Accuracy of each of `roles` on `count` clips, and the strict chain on the first `chain_count` of them."""
+    clips = list(held_out(max(count, chain_count)))
+    result: dict[str, Any] = {"accuracy": {}, "chain": {}}
+    for role in roles:
+        measured = accuracy(Runner(pair / role), clips[:count], role)
+        result["accuracy"][role] = {"clips": count, **measured, "provenance": provenance("demo.evaluate")}
+    if chain_count:
+        target, draft = Runner(pair / "target"), Runner(pair / "draft")
+        for index, name in enumerate(("describe", "short", "json")):
+            result["chain"][name] = speculation(target, draft, clips[:chain_count], index)
+        result["chain"] |= {"K": K, "clips": chain_count, "provenance": provenance("demo.evaluate")}
     return result
+
+
+def keep(result: dict[str, Any], path: Path) -> None:
+    """Write `result` to `path`; parts of the file that this run did not measure stay, with their own provenance."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**old, **{k: {**old.get(k, {}), **v} if isinstance(v, dict) else v for k, v in result.items()}})
 
 
 def ask_server(url: str, mp4: bytes, question: str, *, model: str = "default", limit: int = 200) -> str:
@@ -132,7 +142,7 @@ def ask_server(url: str, mp4: bytes, question: str, *, model: str = "default", l
         return str(json.load(reply)["choices"][0]["message"]["content"])
 
 
-def served(url: str, count: int, pair: Path | None) -> dict[str, object]:
+def served(url: str, count: int, pair: Path | None) -> dict[str, Any]:
     """Accuracy of a running server on held-out clips; with `pair`, beside the offline answers to the same questions."""
     clips = list(held_out(count))
     groups: list[Marks] = [{}, {}, {}]
@@ -142,7 +152,7 @@ def served(url: str, count: int, pair: Path | None) -> dict[str, object]:
         for index, question in enumerate(clip.questions):
             merge(groups[index], score(answers[-1][index], clip.scene, question))
     names = ("describe", "short", "json")
-    result: dict[str, object] = {"clips": count, "url": url, "provenance": provenance("demo.evaluate")}
+    result: dict[str, Any] = {"clips": count, "url": url, "provenance": provenance("demo.evaluate")}
     result["served"] = {n: readable(m) for n, m in zip(names, groups, strict=True)}
     if pair is not None:
         runner, equal = Runner(pair / "target"), [0, 0, 0]
@@ -164,20 +174,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", type=Path, default=Path("demo/pair"))
     parser.add_argument("--clips", type=int, default=500)
-    parser.add_argument("--roles", nargs="+", default=["target", "draft"], choices=("target", "draft"))
+    parser.add_argument("--roles", nargs="*", default=["target", "draft"], choices=("target", "draft"))
+    parser.add_argument("--chain-clips", type=int, default=200, help="clips for the chain; 0 leaves it out")
     parser.add_argument("--url", help="measure this server instead; --clips of 30 take a minute or two")
     parser.add_argument("--compare", action="store_true", help="with --url: also answer offline, and compare")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="result file (JSON); printed in any case")
+    parser.add_argument("--out", type=Path, help="result file (JSON), merged into; printed in any case")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.url:
         result = served(args.url, args.clips, args.pair if args.compare else None)
     else:
-        result = offline(args.pair, args.clips, args.roles)
+        result = offline(args.pair, args.clips, args.roles, args.chain_clips)
     print(json.dumps(result, indent=1))
     if args.out is not None:
-        write_json(args.out, result)
+        keep(result, args.out)
 
 
 if __name__ == "__main__":

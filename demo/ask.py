@@ -51,7 +51,8 @@ class Answer:
         if rounds:
             accepted = self.speculation["spec_num_correct_drafts"]
             proposed = self.speculation["spec_num_proposed_drafts"]
-            drafting = f"{rounds} rounds, T = {accepted / rounds:.2f} ({accepted} of {proposed} draft tokens accepted)"
+            count = "1 round" if rounds == 1 else f"{rounds} rounds"
+            drafting = f"{count}, T = {accepted / rounds:.2f} ({accepted} of {proposed} draft tokens accepted)"
         else:
             drafting = "no speculation"
         return [f"{tokens} tokens, {speed}, {first}, prompt {prompt} tokens of which {cached} cached", drafting]

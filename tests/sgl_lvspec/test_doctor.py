@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -270,6 +272,21 @@ def test_doctor_says_ready_here(capsys: pytest.CaptureFixture[str], pair: ModelP
         "versions", "device", "plugin", "seams", "models",
     ]  # fmt: skip
     assert len(said.out.splitlines()) <= 40, "one screen"
+
+
+def test_what_packages_say_while_imported_stays_off_the_screen(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    def speak() -> None:
+        logging.getLogger("sglang").error("said")
+        warnings.warn("said", UserWarning, stacklevel=1)
+        print("said", file=sys.stderr)
+
+    with doctor._silence():
+        speak()
+    assert (caplog.messages, list(recwarn), capsys.readouterr().err) == ([], [], "")
+    speak()
+    assert (caplog.messages, len(recwarn), capsys.readouterr().err) == (["said"], 1, "said\n")
 
 
 def test_exit_code_is_one_when_something_is_wrong(

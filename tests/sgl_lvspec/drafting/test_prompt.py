@@ -167,6 +167,9 @@ def test_nothing_is_held_over_from_the_batch_before() -> None:
     first, second = make_batch(([PAD, 1], media())), make_batch(([2, PAD], media()))
     with pytest.raises(RuntimeError), prompt.held(first):
         raise RuntimeError
+    warm_up = make_batch(([4], None))
+    with prompt.shown(warm_up):  # nobody held its ids
+        assert warm_up.input_ids.tolist() == [4]
     with after_target_prefill(prompt, second), prompt.shown(second):
         assert second.input_ids.tolist() == [2, LINE_BREAK]
     text = make_batch(([3], None))

@@ -80,7 +80,9 @@ def _file(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=_file)
 def test_every_import_from_sglang_has_a_seam(path: Path) -> None:
     missing = [
-        f"{module}.{name}" for _, module, name in _imports(MODULES[path]) if _key(f"{module}.{name}") not in LISTED and name not in PINNED.get(_key(module), set())
+        f"{module}.{name}"
+        for _, module, name in _imports(MODULES[path])
+        if _key(f"{module}.{name}") not in LISTED and name not in PINNED.get(_key(module), set())
     ]
     assert not missing, f"add seams for {missing} to sgl_lvspec/seams"
 

@@ -1,4 +1,4 @@
-"""Imports our kernels before any test module can import Triton, which settles at its import whether they run interpreted.
+"""Imports our kernels before any test module can import Triton, which settles there whether they run interpreted.
 
 On a machine without a GPU they do, on CPU tensors; with one they are compiled. Servers that tests start are not told.
 """

@@ -3,9 +3,8 @@
 A kit is a mix-in of `test_*` methods that reads the server's address, its process and its thresholds off `self`. The
 methods are SGLang's; each thing that is not is marked below with what SGLang has in its place, and why it does not fit.
 
-Not run: `SpecAccuracyKit` and `SpecPerfKit` (gsm8k is a download and beyond the demo pair), `SpecHiddenStatesKit` (needs
-a server with --enable-return-hidden-states), `SpecSamplingMaskKit` (SGLang has sampling masks for its own algorithms
-only and answers 400 to others).
+Not run: `SpecAccuracyKit` and `SpecPerfKit` (gsm8k is a download and beyond the demo pair), `SpecHiddenStatesKit`
+(needs --enable-return-hidden-states), `SpecSamplingMaskKit` (SGLang has sampling masks for its own algorithms only).
 """
 
 from __future__ import annotations
@@ -47,8 +46,6 @@ IN_OUR_WORDS = {
     "Hello, my name is": chat("Who are you?"),
     "The president of the United States is": chat("What can you do?"),
     "The future of AI is": chat("Name some colors."),
-    "I have a very good idea on": chat("What can you do?"),  # else the answer ends before the four tokens it asks for
-    "Today is a sunndy day and": chat("Name some colors."),
     "I have a very good idea on": chat("Count to five."),
     "Today is a sunndy day and": chat("Name some shapes."),
     "Give me a json": "Who are you? Answer in JSON.",

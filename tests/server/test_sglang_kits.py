@@ -181,6 +181,6 @@ def in_our_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         return IN_OUR_WORDS.get(value, value) if isinstance(value, str) else value
 
     def post_ours(url: str, **options: Any) -> requests.Response:
-        return post(url, **{**options, "json": ours(options["json"])})
+        return post(url, **ours(options))
 
     monkeypatch.setattr(requests, "post", post_ours)

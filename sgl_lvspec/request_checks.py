@@ -6,17 +6,19 @@ a ValueError becomes a 400 there (`/generate` with `stream` answers 200 and one 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import late_hooks, main_process, media_checks
+from sgl_lvspec.scheduler_guard import guard_request, guard_sampling_params, normalize_or_refuse
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 KEY = "lvspec"
-# Settings of one request and their values; None stands for any.
+# Settings of one request and their values.
 SETTINGS: dict[str, tuple[str, ...]] = {"mode": ("strict",)}
+
+_SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 
 
 def install(server_args: ServerArgs) -> None:
@@ -26,7 +28,8 @@ def install(server_args: ServerArgs) -> None:
         ValueError: requests would be checked in a process that the plugin does not reach.
     """
     main_process.require(server_args, "LVSPEC", "leave out --speculative-algorithm")
-    late_hooks.apply("sglang.srt.sampling.sampling_params.SamplingParams.verify", check_sampling_params, "after")
+    late_hooks.apply(f"{_SAMPLING_PARAMS}.normalize", normalize_or_refuse, "around")
+    late_hooks.apply(f"{_SAMPLING_PARAMS}.verify", check_sampling_params, "after")
     late_hooks.apply(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request", check_request, "after"
     )
@@ -34,14 +37,9 @@ def install(server_args: ServerArgs) -> None:
 
 
 def check_sampling_params(_result: None, params: Any, /, vocab_size: int) -> None:
-    """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252).
-
-    `min_new_tokens` writes to the logits of the stop tokens; one outside the vocabulary ends the scheduler in SGLang
-    0.5.23 (srt/sampling/penaltylib/min_new_tokens.py). Without it such a stop token is merely never met.
-    """
+    """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252)."""
     check_custom_params(params.custom_params)
-    if params.min_new_tokens > 0 and params.stop_token_ids:
-        check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+    guard_sampling_params(params, vocab_size)
 
 
 def check_custom_params(custom_params: object) -> None:
@@ -83,30 +81,18 @@ def check_custom_params(custom_params: object) -> None:
             )
 
 
-def check_request(_result: None, manager: Any, request: Any, /, *_args: Any, **_kwargs: Any) -> None:
+def check_request(_result: None, manager: Any, /, obj: Any, input_ids: list[int] | None) -> None:
     """AFTER hook on `TokenizerManager._validate_one_request` (srt/managers/tokenizer_manager.py:1307).
 
     Raises:
-        ValueError: a logit processor, which verification ignores, or a token id outside the vocabulary, which ends
-            the scheduler in SGLang 0.5.23.
+        ValueError: a logit processor, which verification ignores, or what the scheduler would not survive.
     """
-    if getattr(request, "custom_logit_processor", None):
+    if getattr(obj, "custom_logit_processor", None):
         raise ValueError(
             "LVSPEC verifies against the target's own logits and runs no custom_logit_processor; found one. "
             "Leave it out, or send the request to a server without --speculative-algorithm."
         )
-    if request.input_ids:
-        check_token_ids("input_ids", request.input_ids, manager.model_config.vocab_size)
-
-
-def check_token_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
-    """Refuse ids from a client, sent as `name`, that the model does not have."""
-    lowest, highest = min(token_ids), max(token_ids)
-    if lowest < 0 or highest >= vocab_size:
-        found = lowest if lowest < 0 else highest
-        raise ValueError(
-            f"{name} must lie in 0..{vocab_size - 1}; found {found}. Tokenize with the served model's tokenizer."
-        )
+    guard_request(obj, input_ids, manager.model_config.vocab_size)
 
 
 def _is_flat(value: object) -> bool:

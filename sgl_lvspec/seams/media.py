@@ -174,6 +174,12 @@ CHECKS = (
         "our AROUND hook makes PIL's limit the client's error",
     ),
     Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams.normalize",
+        Signature("(self, tokenizer)"),
+        _REQUESTS,
+        "our AROUND hook makes a broken stop_regex the client's error",
+    ),
+    Seam(
         "sglang.srt.sampling.sampling_params.SamplingParams.verify",
         Signature("(self, vocab_size)"),
         _REQUESTS,
@@ -181,7 +187,7 @@ CHECKS = (
     ),
     Seam(
         "sglang.srt.sampling.sampling_params.SamplingParams",
-        Has("custom_params max_new_tokens"),
+        Has("custom_params max_new_tokens min_new_tokens stop_token_ids top_k"),
         _REQUESTS,
         "where a request's own settings arrive",
     ),
@@ -218,7 +224,7 @@ CHECKS = (
     ),
     Seam(
         "sglang.srt.managers.io_struct.GenerateReqInput",
-        Has("input_ids custom_logit_processor"),
+        Has("input_ids custom_logit_processor top_logprobs_num logprob_start_len positional_embed_overrides"),
         _REQUESTS,
         "the request as it was sent",
     ),

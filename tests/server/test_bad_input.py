@@ -90,6 +90,22 @@ BAD_CUSTOM_PARAMS: dict[str, tuple[Any, str]] = {
 }
 
 
+# Each of these ends SGLang 0.5.23's scheduler where it is not refused.
+DEADLY: dict[str, tuple[dict[str, Any], str]] = {
+    "no token": ({"text": ""}, "at least one token"),
+    "negative id": ({"input_ids": [1, -1, 2]}, "input_ids must lie in"),
+    "id outside the vocabulary": ({"input_ids": [1, 10**9, 2]}, "input_ids must lie in"),
+    "stop token outside the vocabulary": (
+        {"sampling_params": {"min_new_tokens": 2, "stop_token_ids": [10**9]}},
+        "stop_token_ids must lie in",
+    ),
+    "top_k beyond int32": ({"sampling_params": {"top_k": 2**40}}, "top_k must be at most"),
+    "more logprobs than tokens": ({"return_logprob": True, "top_logprobs_num": 10**6}, "top_logprobs_num"),
+    "negative start": ({"return_logprob": True, "logprob_start_len": -5}, "logprob_start_len"),
+    "embeddings as JSON": ({"positional_embed_overrides": {"a": 1}}, "positional_embed_overrides"),
+}
+
+
 def ask(server: Server, endpoint: str, *videos: str, question: str = QUESTION, **fields: Any) -> requests.Response:
     """One greedy question about `videos`; `fields` go into the request's body."""
     if endpoint == GENERATE:
@@ -284,17 +300,16 @@ class TestText:
             response = requests.post(lvspec_server.url + CHAT, json=body, timeout=TIMEOUT_S)
         assert_refused(response, f"longer than the model's context length ({context} tokens)")
 
-    @pytest.mark.parametrize("wrong", [-1, 10**9, 2**40])
-    def test_ids_outside_the_vocabulary(self, lvspec_server: Server, wrong: int) -> None:
-        """Without the check the scheduler ends."""
-        body = {"input_ids": [1, wrong, 2], "sampling_params": {"max_new_tokens": TOKENS}}
-        response = requests.post(lvspec_server.url + GENERATE, json=body, timeout=TIMEOUT_S)
-        assert_refused(response, f"found {wrong}")
+    @pytest.mark.parametrize("name", DEADLY)
+    def test_what_would_end_the_scheduler(self, lvspec_server: Server, name: str) -> None:
+        body, part = DEADLY[name]
+        sampling = {"max_new_tokens": TOKENS} | body.get("sampling_params", {})
+        whole = ({} if "input_ids" in body else {"text": chat("Hello!")}) | body | {"sampling_params": sampling}
+        assert_refused(requests.post(lvspec_server.url + GENERATE, json=whole, timeout=TIMEOUT_S), part)
 
-    def test_stop_token_outside_the_vocabulary(self, lvspec_server: Server) -> None:
-        """Without the check the scheduler ends: a minimum length writes to the stop tokens' logits."""
-        sampling = {"min_new_tokens": 2, "max_new_tokens": TOKENS, "stop_token_ids": [10**9]}
-        assert_refused(post(lvspec_server, chat("Hello!"), sampling_params=sampling), "stop_token_ids must lie in")
+    def test_broken_pattern(self, lvspec_server: Server) -> None:
+        response = post(lvspec_server, chat("Hello!"), sampling_params={"stop_regex": "((("})
+        assert_refused(response, "stop_regex must be a regular expression")
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)

@@ -9,8 +9,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-PRESETS = ("strict",)
+from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Rule, name_of, read_value
+
 VIDEO_TIMES = ("fixed", "upstream")
+SCORERS = ("attention", "similarity", "combined")
+DEFAULT_SCORER = "attention"
+_ON_OFF = {"on": True, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +26,41 @@ class LVSpecConfig:
         video_time: `fixed` hands the frame rate of a video to the Qwen-VL processor, `upstream` leaves SGLang
             0.5.23's behaviour (every video is taken as 24 fps). Unset, LVSPEC servers use `fixed` and others
             are left alone.
+        relaxation, floor, window, shift, max_share, max_run, protect_digits: in place of the preset's value, see
+            `presets.Rule`. `max_run` also takes "none", `protect_digits` also "on" and "off".
+        scorer: how visual relevance is found.
+        calibration: file that `lvspec calibrate` wrote for this pair of models.
     """
 
-    preset: str = "strict"
+    preset: str = DEFAULT_PRESET
     video_time: str | None = None
+    relaxation: float | None = None
+    floor: float | None = None
+    window: int | None = None
+    shift: str | None = None
+    max_share: float | None = None
+    max_run: int | str | None = None
+    protect_digits: bool | str | None = None
+    scorer: str = DEFAULT_SCORER
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
-        _require_choice("preset", self.preset, PRESETS)
+        _require_choice("preset", self.preset, tuple(PRESETS))
+        _require_choice("scorer", self.scorer, SCORERS)
         if self.video_time is not None:
             _require_choice("video_time", self.video_time, VIDEO_TIMES)
+        if self.calibration is not None and not (isinstance(self.calibration, str) and self.calibration):
+            raise ValueError(
+                f"{flag_of('calibration')} must be the name of a file; found {self.calibration!r}. "
+                "Name the file that `lvspec calibrate` wrote, or leave it out."
+            )
+        loosening = [name for name, value in self._own_values().items() if name != "relaxation" or value > 0]
+        if loosening and not self.allows_loose:
+            raise ValueError(
+                f"{flag_of(loosening[0])} needs a preset that loosens ({', '.join(LOOSE_PRESETS)}); found "
+                f"{self.preset}, which accepts the target's own choices only. Name another {flag_of('preset')}, or "
+                f"drop {', '.join(map(flag_of, loosening))}."
+            )
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> LVSpecConfig:
@@ -48,14 +78,45 @@ class LVSpecConfig:
             )
         return cls(**{name: value for name, value in options.items() if value is not None})
 
+    @property
+    def rule(self) -> Rule:
+        """What the server does with a request that asks for nothing and may be loosened."""
+        return PRESETS[self.preset].with_values(self._own_values())
+
+    @property
+    def rule_name(self) -> str:
+        """The preset's name, or `custom` where single values differ from it."""
+        return name_of(self.rule, self.preset)
+
+    @property
+    def allows_loose(self) -> bool:
+        """Whether any request of this server can be loosened, so relevance has to be scored.
+
+        True for every preset but `strict`, also with a relaxation of 0: that server is strict until a request asks.
+        """
+        return not PRESETS[self.preset].is_strict
+
     def wants_fixed_video_time(self, is_lvspec: bool) -> bool:
         """Whether the frame rate is handed to the processor on a server that runs LVSPEC (`is_lvspec`) or not."""
         return self.video_time == "fixed" or (self.video_time is None and is_lvspec)
+
+    def _own_values(self) -> dict[str, Any]:
+        """Values of the rule that the user named himself."""
+        named = {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
+        if isinstance(named.get("protect_digits"), str):
+            _require_choice("protect_digits", named["protect_digits"], tuple(_ON_OFF))
+            named["protect_digits"] = _ON_OFF[named["protect_digits"]]
+        return {name: read_value(name, value, flag_of(name)) for name, value in named.items()}
+
+
+def flag_of(name: str) -> str:
+    """A setting as the user types it."""
+    return f"--lvspec-{name.replace('_', '-')}"
 
 
 def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(
-            f"--lvspec-{name.replace('_', '-')} must be one of {', '.join(allowed)}; found {value!r}. "
+            f"{flag_of(name)} must be one of {', '.join(allowed)}; found {value!r}. "
             "Choose one of them or drop the flag."
         )

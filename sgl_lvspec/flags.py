@@ -7,15 +7,18 @@ because SGLang offers a plugin no way to declare a field. Called by `plugin.load
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec.config import PRESETS, VIDEO_TIMES, LVSpecConfig
+from sgl_lvspec.config import DEFAULT_SCORER, SCORERS, VIDEO_TIMES, LVSpecConfig, flag_of
+from sgl_lvspec.presets import DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
 ALGORITHM = "LVSPEC"
 _PREFIX = "lvspec_"
+_WITHOUT_LVSPEC = ("video_time",)  # settings that mean something on any server
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
@@ -23,8 +26,20 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LVSPEC", "speculative decoding for video LLMs (plugin sgl-lvspec)")
     group.add_argument(
         "--lvspec-preset",
-        choices=PRESETS,
-        help="Acceptance rule. strict (default): only tokens that the target itself chooses; lossless.",
+        choices=tuple(PRESETS),
+        help=f"Acceptance rule, a named set of the values below (default {DEFAULT_PRESET}). strict: only tokens that "
+        "the target itself chooses; lossless. Others accept the draft's word too where it depends little on the video.",
+    )
+    _add_rule_arguments(group)
+    group.add_argument(
+        "--lvspec-scorer",
+        choices=SCORERS,
+        help=f"How it is found out how much a token depends on the video; default {DEFAULT_SCORER}.",
+    )
+    group.add_argument(
+        "--lvspec-calibration",
+        metavar="FILE",
+        help="What `lvspec calibrate` measured for this pair of models.",
     )
     group.add_argument(
         "--lvspec-video-time",
@@ -32,6 +47,60 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         help="fixed: give the Qwen-VL processor the real frame times of a video (default with LVSPEC; also works "
         "without it). upstream: leave SGLang's behaviour, which takes every video as 24 fps.",
     )
+
+
+def _add_rule_arguments(group: argparse._ArgumentGroup) -> None:
+    """Single values of the rule, each in place of the preset's (bounds are `config`'s matter)."""
+    group.add_argument(
+        "--lvspec-relaxation",
+        type=float,
+        metavar="SHARE",
+        help="Share of drafted tokens that count as wording, 0 to 1 (λ of the paper). 0: strict unless a request asks.",
+    )
+    group.add_argument(
+        "--lvspec-floor", type=float, metavar="P", help="Least probability that the target gives a loosened token."
+    )
+    group.add_argument(
+        "--lvspec-window",
+        type=int,
+        metavar="W",
+        help="Positions that a word may be apart in draft and target, 0 to 16.",
+    )
+    group.add_argument(
+        "--lvspec-shift",
+        type=_yaml_word,
+        choices=SHIFTS,
+        help="Where a shifted word is looked for. draft: the target's word among the draft's neighbours; target: the "
+        "other way round.",
+    )
+    group.add_argument(
+        "--lvspec-max-share", type=float, metavar="SHARE", help="Loosened tokens: at most this share of an answer."
+    )
+    group.add_argument(
+        "--lvspec-max-run",
+        type=_number_or_word,
+        metavar="N",
+        help=f"Loosened tokens in a row: at most so many, or {NO_LIMIT}.",
+    )
+    group.add_argument(
+        "--lvspec-protect-digits",
+        type=_yaml_word,
+        choices=("on", "off"),
+        help="Whether tokens that hold a digit are never loosened.",
+    )
+
+
+def _yaml_word(value: str) -> str:
+    """YAML (`--config`) reads an unquoted on or off as a truth value, which SGLang writes as true or false."""
+    return {"true": "on", "false": "off"}.get(value, value)
+
+
+def _number_or_word(value: str) -> int | str:
+    """What is neither a number nor a word that we know is refused by `config`."""
+    try:
+        return int(value)
+    except ValueError:
+        return value
 
 
 def from_cli_args(server_args: ServerArgs, _cls: type[ServerArgs], args: argparse.Namespace) -> None:
@@ -51,13 +120,19 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
     is_lvspec = (server_args.speculative_algorithm or "").upper() == ALGORITHM
     if not named and not is_lvspec:
         return
-    config = LVSpecConfig.from_options(options)
-    server_args._lvspec = config
-    if "preset" in named and not is_lvspec:
+    ours = [flag_of(name) for name in named if name not in _WITHOUT_LVSPEC]
+    if ours and not is_lvspec:
         raise ValueError(
-            f"--lvspec-preset needs --speculative-algorithm {ALGORITHM}; found "
-            f"{server_args.speculative_algorithm!r}. Name the algorithm or drop the flag."
+            f"{ours[0]} needs --speculative-algorithm {ALGORITHM}; found {server_args.speculative_algorithm!r}. "
+            f"Name the algorithm or drop {', '.join(ours)}."
         )
+    config = LVSpecConfig.from_options(options)
+    if config.calibration is not None and not Path(config.calibration).is_file():
+        raise ValueError(
+            f"{flag_of('calibration')} must name a file; found none at {config.calibration}. "
+            "Correct the path, or write the file with `lvspec calibrate`."
+        )
+    server_args._lvspec = config
     if config.wants_fixed_video_time(is_lvspec):
         from sgl_lvspec import video_time
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import late_hooks, main_process, media_checks
+from sgl_lvspec.config import LVSpecConfig
+from sgl_lvspec.flags import config_of
 from sgl_lvspec.scheduler_guard import guard_request, guard_sampling_params, normalize_or_refuse
+from sgl_lvspec.verification.settings import read_settings
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
 
-KEY = "lvspec"
-# Settings of one request and their values.
-SETTINGS: dict[str, tuple[str, ...]] = {"mode": ("strict",)}
-
 _SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
+
+_config = LVSpecConfig()  # of the server that this process started last; its scheduler decides, this only explains
 
 
 def install(server_args: ServerArgs) -> None:
@@ -27,7 +28,9 @@ def install(server_args: ServerArgs) -> None:
     Raises:
         ValueError: requests would be checked in a process that the plugin does not reach.
     """
+    global _config  # noqa: PLW0603  SGLang hands its hooks no server arguments
     main_process.require(server_args, "LVSPEC", "leave out --speculative-algorithm")
+    _config = config_of(server_args)
     late_hooks.apply(f"{_SAMPLING_PARAMS}.normalize", normalize_or_refuse, "around")
     late_hooks.apply(f"{_SAMPLING_PARAMS}.verify", check_sampling_params, "after")
     late_hooks.apply(
@@ -38,47 +41,24 @@ def install(server_args: ServerArgs) -> None:
 
 def check_sampling_params(_result: None, params: Any, /, vocab_size: int) -> None:
     """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252)."""
-    check_custom_params(params.custom_params)
+    check_custom_params(params.custom_params, _config)
     guard_sampling_params(params, vocab_size)
 
 
-def check_custom_params(custom_params: object) -> None:
+def check_custom_params(custom_params: object, config: LVSpecConfig) -> None:
     """Refuse `custom_params` that LVSPEC, or the scheduler's decoder, would misread.
 
     Raises:
         ValueError: in the form *required / found / do this*.
     """
-    if custom_params is None:
-        return
-    if not isinstance(custom_params, dict):
-        raise ValueError(
-            f"custom_params must be an object; found {custom_params!r}. Send for example "
-            '{"lvspec": {"mode": "strict"}} or leave it out.'
-        )
-    for name, value in custom_params.items():
-        if not _is_flat(value):
-            raise ValueError(
-                f"custom_params.{name} must hold plain values, or one list or object of them; found a deeper "
-                "structure. Flatten it, or send it as a JSON string."
-            )
-    if KEY not in custom_params:
-        return
-    settings = custom_params[KEY]
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"custom_params.{KEY} must be an object with the settings {_known()}; found {settings!r}. "
-            'Send for example {"mode": "strict"} or leave it out.'
-        )
-    for name, value in settings.items():
-        if name not in SETTINGS:
-            raise ValueError(
-                f"custom_params.{KEY} knows the settings {_known()}; found {name!r}. Correct the name or drop it."
-            )
-        if value not in SETTINGS[name]:
-            raise ValueError(
-                f"custom_params.{KEY}.{name} must be one of {', '.join(SETTINGS[name])}; found {value!r}. "
-                "Choose one of them or drop it."
-            )
+    if isinstance(custom_params, dict):
+        for name, value in custom_params.items():
+            if not _is_flat(value):
+                raise ValueError(
+                    f"custom_params.{name} must hold plain values, or one list or object of them; found a deeper "
+                    "structure. Flatten it, or send it as a JSON string."
+                )
+    read_settings(custom_params, config)
 
 
 def check_request(_result: None, manager: Any, /, obj: Any, input_ids: list[int] | None) -> None:
@@ -99,7 +79,3 @@ def _is_flat(value: object) -> bool:
     """Whether the value is what SGLang's decoder in the scheduler takes (sampling_params.py:36 `CustomParamValue`)."""
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
     return all(item is None or isinstance(item, bool | int | float | str) for item in inner)
-
-
-def _known() -> str:
-    return ", ".join(SETTINGS)

@@ -7,7 +7,7 @@ SGLang adds its seams to the file of its stage here; a test refuses imports and 
 
 from __future__ import annotations
 
-from sgl_lvspec.seams import attention, drafting, media, plugin, startup, verification
+from sgl_lvspec.seams import attention, drafting, media, plugin, settings, startup, verification
 from sgl_lvspec.seams.check import check, find_broken, version_misfit
 from sgl_lvspec.seams.expectation import Seam
 from sgl_lvspec.seams.source import SourceTree
@@ -15,5 +15,11 @@ from sgl_lvspec.seams.source import SourceTree
 __all__ = ["SEAMS", "Seam", "SourceTree", "check", "find_broken", "version_misfit"]
 
 SEAMS: tuple[Seam, ...] = (
-    plugin.SEAMS + startup.SEAMS + drafting.SEAMS + media.SEAMS + verification.SEAMS + attention.SEAMS
+    plugin.SEAMS
+    + startup.SEAMS
+    + drafting.SEAMS
+    + media.SEAMS
+    + verification.SEAMS
+    + settings.SEAMS
+    + attention.SEAMS
 )

@@ -80,10 +80,16 @@ def register() -> None:
 def _create_worker(_server_args: ServerArgs) -> type:
     """Worker factory; runs in the scheduler process once, before the models are loaded."""
     from sgl_lvspec.drafting.chain import ChainDraftWorker
+    from sgl_lvspec.sight import streamer
     from sgl_lvspec.verification import commit
     from sgl_lvspec.worker import LVSpecWorker
 
     # StandaloneWorkerV2 names its draft worker's class itself; a class REPLACE is SGLang's own way to change it.
     late_hooks.apply("sglang.srt.speculative.standalone_worker_v2.StandaloneDraftWorker", ChainDraftWorker, "replace")
     late_hooks.apply("sglang.srt.speculative.eagle_utils.eagle_sample", commit.after_eagle_sample, "after")
+    late_hooks.apply(
+        "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
+        streamer.after_get_output_streamer_class,
+        "after",
+    )
     return LVSpecWorker

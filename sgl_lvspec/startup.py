@@ -77,8 +77,10 @@ def validate(server_args: ServerArgs) -> None:
         raise ValueError(misfit)
 
     from sgl_lvspec import request_checks
+    from sgl_lvspec.sight import response
 
     request_checks.install(server_args)
+    response.install()
 
 
 def set_defaults(server_args: ServerArgs) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec.models import tokenizer_misfit
+from sgl_lvspec.sight import round_report
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -47,4 +48,11 @@ class LVSpecWorker(StandaloneWorkerV2):
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         with self._draft_worker.reading_prompt(batch):
-            return super()._forward_prefill_batch(batch, *args, **kwargs)
+            result = super()._forward_prefill_batch(batch, *args, **kwargs)
+        round_report.attach(result.logits_output, round_report.PrefillReport())
+        return result
+
+    def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        result = super().verify(batch, *args, **kwargs)
+        round_report.attach_strict(result.logits_output, result.accept_lens)
+        return result

@@ -1,8 +1,8 @@
 """The round of LVSPEC, on top of SGLang's speculative worker: draft a chain, verify it in one pass, commit a prefix.
 
-    prefill   target extend (SGLang) -> draft extend (drafting.chain, own view of the prompt)
-    decode    drafting.chain.draft -> target verify forward (SGLang) -> verification.commit on its logits
-              -> SGLang writes the committed tokens
+    prefill   slots.mark_prompt -> target extend (SGLang) -> draft extend (drafting.chain, own view of the prompt)
+    decode    drafting.chain.draft -> slots.mark_drafted -> target verify forward (SGLang; relevance rides on it)
+              -> verification.commit on its logits -> SGLang writes the committed tokens
 
 Built by the scheduler of a server that was started with `--speculative-algorithm LVSPEC` (`algorithm`).
 """
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
+from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
+from sgl_lvspec.relevance import make_relevance
+from sgl_lvspec.relevance.slots import SlotTables
 from sgl_lvspec.sight import round_report
 
 if TYPE_CHECKING:
@@ -21,15 +24,22 @@ if TYPE_CHECKING:
     from sglang.srt.managers.utils import GenerationBatchResult
 
     from sgl_lvspec.drafting.chain import ChainDraftWorker
+    from sgl_lvspec.relevance import Relevance
 
 
 class LVSpecWorker(StandaloneWorkerV2):
     """SGLang's two-model worker with a chain draft that sees the video.
 
     `_draft_worker` is a `ChainDraftWorker`: the factory put it in the place of SGLang's own class.
+
+    Attributes:
+        slots: what is known about every token of the target's KV pool.
+        relevance: the scorer, riding on the target's verify forward; None where every request is strict.
     """
 
     _draft_worker: ChainDraftWorker
+    slots: SlotTables
+    relevance: Relevance | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
     _hosts_draft = True
@@ -46,13 +56,34 @@ class LVSpecWorker(StandaloneWorkerV2):
         if misfit is not None:
             raise ValueError(misfit)
 
+    def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
+        """Called by the scheduler once the target's pools exist, before any CUDA graph is captured."""
+        super().alloc_memory_pool(*args, **kwargs)
+        runner, config = self.target_worker.model_runner, config_of(self.server_args)
+        self.relevance = make_relevance(config.scorer) if config.allows_loose else None
+        needs_states = self.relevance is not None and self.relevance.needs_states
+        state_width = runner.model_config.hidden_size if needs_states else None
+        self.slots = SlotTables.beside(self.token_to_kv_pool_allocator, state_width)
+        if self.relevance is not None:
+            max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
+            self.relevance.attach(runner, self.slots, max_nodes)
+
+    def clear_cache_pool(self) -> None:
+        """Called by the scheduler when it flushes the KV pool."""
+        super().clear_cache_pool()
+        self.slots.clear()
+
+    def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        if not batch.forward_mode.is_idle():
+            self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
+        result = super().verify(batch, *args, **kwargs)
+        round_report.attach_strict(result.logits_output, result.accept_lens)
+        return result
+
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        if not batch.forward_mode.is_idle():
+            self.slots.mark_prompt(batch.input_ids, batch.out_cache_loc)
         with self._draft_worker.reading_prompt(batch):
             result = super()._forward_prefill_batch(batch, *args, **kwargs)
         round_report.attach(result.logits_output, round_report.PrefillReport())
-        return result
-
-    def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
-        result = super().verify(batch, *args, **kwargs)
-        round_report.attach_strict(result.logits_output, result.accept_lens)
         return result

@@ -7,7 +7,7 @@ SGLang adds its seams to the file of its stage here; a test refuses imports and 
 
 from __future__ import annotations
 
-from sgl_lvspec.seams import attention, drafting, media, plugin, settings, sight, startup, verification
+from sgl_lvspec.seams import attention, drafting, media, plugin, relevance, settings, sight, startup, verification
 from sgl_lvspec.seams.check import check, find_broken, version_misfit
 from sgl_lvspec.seams.expectation import Seam
 from sgl_lvspec.seams.source import SourceTree
@@ -19,6 +19,7 @@ SEAMS: tuple[Seam, ...] = (
     + startup.SEAMS
     + drafting.SEAMS
     + media.SEAMS
+    + relevance.SEAMS
     + verification.SEAMS
     + settings.SEAMS
     + attention.SEAMS

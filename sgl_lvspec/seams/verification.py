@@ -64,11 +64,14 @@ VERIFY = (
         f"{_UTILS}.eagle_prepare_for_verify",
         Contains(
             "batch.input_ids = verify_input.draft_token",
+            "batch.out_cache_loc = assign_extend_cache_locs_uniform_func(req_pool_indices=batch.req_pool_indices, "
+            "req_to_token=req_to_token_pool.req_to_token, start_offset=batch.seq_lens, batch_size=bs, "
+            "draft_token_num=verify_input.draft_token_num, device=device)",
             "CaptureHiddenMode.NULL if target_worker.model_runner.spec_algorithm.is_standalone() "
             "else CaptureHiddenMode.FULL",
         ),
         _COMMIT,
-        "root and chain are the input of the target's verify forward",
+        "root and chain are the input of the target's verify forward, written to the K + 1 slots behind the context",
     ),
     Seam(
         "sglang.srt.speculative.eagle_info.EagleVerifyInput",

@@ -9,6 +9,7 @@ Built by the scheduler of a server that was started with `--speculative-algorith
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
@@ -16,6 +17,7 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
+from sgl_lvspec.relevance.calibration import read_calibration
 from sgl_lvspec.relevance.slots import SlotTables
 from sgl_lvspec.sight import round_report
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.relevance import Relevance
+    from sgl_lvspec.relevance.calibration import Calibration
 
 
 class LVSpecWorker(StandaloneWorkerV2):
@@ -34,11 +37,13 @@ class LVSpecWorker(StandaloneWorkerV2):
 
     Attributes:
         slots: what is known about every token of the target's KV pool.
+        calibration: what was measured for this pair of models (checked by `startup`); None where no file was named.
         relevance: the scorer, riding on the target's verify forward; None where every request is strict.
     """
 
     _draft_worker: ChainDraftWorker
     slots: SlotTables
+    calibration: Calibration | None = None
     relevance: Relevance | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
@@ -60,7 +65,8 @@ class LVSpecWorker(StandaloneWorkerV2):
         """Called by the scheduler once the target's pools exist, before any CUDA graph is captured."""
         super().alloc_memory_pool(*args, **kwargs)
         runner, config = self.target_worker.model_runner, config_of(self.server_args)
-        self.relevance = make_relevance(config.scorer) if config.allows_loose else None
+        self.calibration = read_calibration(Path(config.calibration)) if config.calibration else None
+        self.relevance = make_relevance(config.scorer, self.calibration) if config.allows_loose else None
         needs_states = self.relevance is not None and self.relevance.needs_states
         state_width = runner.model_config.hidden_size if needs_states else None
         self.slots = SlotTables.beside(self.token_to_kv_pool_allocator, state_width)

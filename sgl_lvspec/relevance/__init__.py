@@ -48,4 +48,4 @@ def make_relevance(scorer: str, calibration: Calibration | None = None) -> Relev
     assert scorer in ("attention", "combined"), scorer
     from sgl_lvspec.relevance.attention import AttentionRelevance
 
-    return AttentionRelevance(None if calibration is None else calibration.heads)
+    return AttentionRelevance((calibration and calibration.heads) or None)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import visual_mass
+from sgl_lvspec.relevance.calibration import HeadWeight
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from sgl_lvspec.relevance.slots import SlotTables
 
 READABLE = (torch.float32, torch.bfloat16, torch.float16)  # key pools that hold keys as they are, without a scale
-
-
-class HeadWeight(NamedTuple):
-    """A query head of the target and its part in the score; heads are counted over all ranks."""
-
-    layer: int
-    head: int
-    weight: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

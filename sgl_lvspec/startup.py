@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import SGLANG_TESTED
 from sgl_lvspec.attention import CPU_BACKEND
+from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _REQUIRED: tuple[tuple[str, Any, str, str], ...] = (
     ),
     ("speculative_accept_threshold_single", 1.0, "--speculative-accept-threshold-single", "it loosens uncounted"),
     ("speculative_accept_threshold_acc", 1.0, "--speculative-accept-threshold-acc", "it loosens uncounted"),
+    ("enable_watermark", False, "--enable-watermark", "it counts SGLang's own acceptance, not the rule's"),
     ("speculative_adaptive", False, "--speculative-adaptive", "the chain's length is fixed"),
     ("speculative_token_map", None, "--speculative-token-map", "the draft uses its own head"),
     ("enable_multi_layer_eagle", False, "--enable-multi-layer-eagle", "the draft is a whole model"),
@@ -72,6 +74,11 @@ def validate(server_args: ServerArgs) -> None:
         if found != value:
             raise ValueError(f"LVSPEC needs {flag} at {value!r} ({reason}); found {found!r}. Drop the flag.")
     _require_attention_backend(server_args)
+    if server_args.skip_tokenizer_init and config_of(server_args).allows_loose:
+        raise ValueError(
+            "A preset that loosens needs the target's tokenizer (it names the tokens that are never loosened); found "
+            "--skip-tokenizer-init. Drop the flag, or set --lvspec-preset strict."
+        )
     misfit = find_misfit(*_load_facts(server_args))
     if misfit is not None:
         raise ValueError(misfit)

@@ -13,6 +13,7 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 from sgl_lvspec import flags, video_time
 from sgl_lvspec.config import LVSpecConfig
+from sgl_lvspec.presets import Rule
 from tests.sgl_lvspec.fresh_process import facts
 
 LVSPEC = ["--speculative-algorithm", "lvspec", "--speculative-draft-model-path", "draft"]
@@ -71,7 +72,17 @@ def test_a_preset_without_lvspec_is_refused(mended: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--lvspec-preset", "wild"), ("--lvspec-video-time", "24"), ("--lvspec-presets", "strict")]
+    ("flag", "value"),
+    [
+        ("--lvspec-preset", "wild"),
+        ("--lvspec-video-time", "24"),
+        ("--lvspec-presets", "strict"),
+        ("--lvspec-shift", "left"),
+        ("--lvspec-protect-digits", "maybe"),
+        ("--lvspec-scorer", "chance"),
+        ("--lvspec-relaxation", "much"),
+        ("--lvspec-window", "1.5"),
+    ],
 )
 def test_unknown_names_and_values_end_the_command_line(
     mended: list[Any], capsys: pytest.CaptureFixture[str], flag: str, value: str
@@ -80,7 +91,88 @@ def test_unknown_names_and_values_end_the_command_line(
         _parse(*LVSPEC, flag, value)
     assert ending.value.code == 2
     said = capsys.readouterr().err
-    assert ("invalid choice: " in said and value in said) or "unrecognized arguments" in said
+    assert ("invalid " in said and value in said) or "unrecognized arguments" in said
+
+
+ALL_FLAGS: dict[str, tuple[str, Any]] = {
+    "relaxation": ("0.25", 0.25),
+    "floor": ("0.125", 0.125),
+    "window": ("5", 5),
+    "shift": ("target", "target"),
+    "max_share": ("0.5", 0.5),
+    "max_run": ("6", 6),
+    "protect_digits": ("off", "off"),
+    "scorer": ("similarity", "similarity"),
+}
+
+
+def _flag(name: str) -> str:
+    return "--lvspec-" + name.replace("_", "-")
+
+
+def test_every_flag_arrives_beside_a_preset(mended: list[Any], tmp_path: Any) -> None:
+    file = tmp_path / "calibration.json"
+    file.write_text("{}")
+    typed = [word for name, (value, _) in ALL_FLAGS.items() for word in (_flag(name), value)]
+    named = {name: value for name, (_, value) in ALL_FLAGS.items()} | {"calibration": str(file)}
+    config = flags.config_of(_parse(*LVSPEC, "--lvspec-preset", "paper", *typed, "--lvspec-calibration", str(file)))
+    assert config == LVSpecConfig(preset="paper", **named)
+    assert config.rule == Rule(0.25, 0.125, 5, "target", 0.5, 6, False)
+    arguments = {f"lvspec_{name}": value for name, value in named.items()}
+    server_args = flags.make_server_args(
+        model_path="target", speculative_algorithm="LVSPEC", lvspec_preset="paper", **arguments
+    )
+    assert flags.config_of(server_args) == config
+
+
+def test_no_limit_can_be_typed(mended: list[Any]) -> None:
+    server_args = _parse(*LVSPEC, "--lvspec-preset", "balanced", "--lvspec-max-run", "none")
+    assert flags.config_of(server_args).rule.max_run is None
+
+
+@pytest.mark.parametrize("name", [*ALL_FLAGS, "calibration"])
+def test_without_lvspec_every_flag_is_refused_by_its_name(mended: list[Any], name: str) -> None:
+    value = ALL_FLAGS.get(name, ("file.json", None))[0]
+    with pytest.raises(
+        ValueError, match=rf"^{_flag(name)} needs --speculative-algorithm LVSPEC; found None\. .* drop {_flag(name)}\.$"
+    ):
+        _parse(_flag(name), value)
+
+
+def test_without_lvspec_all_flags_to_drop_are_named(mended: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"drop --lvspec-preset, --lvspec-window\.$"):
+        _parse("--lvspec-preset", "paper", "--lvspec-window", "2")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--lvspec-relaxation", "1.5", r"^--lvspec-relaxation must be a number from 0 to 1; found 1\.5\. "),
+        ("--lvspec-relaxation", "nan", r"^--lvspec-relaxation must be .*; found nan\. "),
+        ("--lvspec-floor", "inf", r"^--lvspec-floor must be .*; found inf\. "),
+        ("--lvspec-window", "17", r"^--lvspec-window must be a whole number from 0 to 16; found 17\. "),
+        ("--lvspec-max-share", "0", r"^--lvspec-max-share must be a number above 0 and at most 1; found 0\.0\. "),
+        (
+            "--lvspec-max-run",
+            "many",
+            r"^--lvspec-max-run must be a whole number of 1 or more, or none; found 'many'\. ",
+        ),
+        (
+            "--lvspec-calibration",
+            "absent.json",
+            r"^--lvspec-calibration must name a file; found none at absent\.json\. ",
+        ),
+    ],
+)
+def test_impossible_values_are_refused(mended: list[Any], flag: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _parse(*LVSPEC, "--lvspec-preset", "balanced", flag, value)
+
+
+def test_strict_beside_a_loose_value_is_refused(mended: list[Any]) -> None:
+    for preset in (("--lvspec-preset", "strict"), ()):
+        with pytest.raises(ValueError, match=r"^--lvspec-relaxation needs a preset that loosens .*drop --lvspec-relax"):
+            _parse(*LVSPEC, *preset, "--lvspec-relaxation", "0.5")
 
 
 def test_settings_survive_pickling_to_a_child(mended: list[Any]) -> None:
@@ -94,7 +186,9 @@ def test_settings_survive_pickling_to_a_child(mended: list[Any]) -> None:
 def test_help_shows_the_group() -> None:
     shown = facts()["help"]
     assert "LVSPEC:" in shown
-    assert "--lvspec-preset {strict}" in shown
+    assert "--lvspec-preset {strict,conservative,balanced,paper}" in shown
+    for name in (*ALL_FLAGS, "calibration"):
+        assert f"{_flag(name)} " in shown
     assert "--lvspec-video-time {fixed,upstream}" in shown
 
 
@@ -102,6 +196,17 @@ def test_a_config_file_can_hold_the_flags(mended: list[Any], tmp_path: Any) -> N
     file = tmp_path / "server.yaml"
     file.write_text("speculative-algorithm: LVSPEC\nspeculative-draft-model-path: draft\nlvspec-video-time: upstream\n")
     assert flags.config_of(_parse("--config", str(file))) == LVSpecConfig(video_time="upstream")
+
+
+def test_a_config_file_may_hold_bare_on_and_off(mended: list[Any], tmp_path: Any) -> None:
+    """YAML reads both as truth values."""
+    file = tmp_path / "server.yaml"
+    file.write_text(
+        "speculative-algorithm: LVSPEC\nspeculative-draft-model-path: draft\nlvspec-preset: paper\n"
+        "lvspec-shift: off\nlvspec-protect-digits: on\nlvspec-max-run: none\nlvspec-relaxation: 0.5\n"
+    )
+    config = flags.config_of(_parse("--config", str(file)))
+    assert config == LVSpecConfig("paper", relaxation=0.5, shift="off", protect_digits="on", max_run="none")
 
 
 def test_engine_gets_the_same_settings(mended: list[Any]) -> None:

@@ -13,9 +13,11 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_lvspec import request_checks
+from sgl_lvspec.config import LVSpecConfig
 from tests.sgl_lvspec.main_process_args import server_args
 
 VOCABULARY = 896
+LOOSE = LVSpecConfig("balanced")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,37 +37,33 @@ def test_requests_checked_elsewhere_are_refused() -> None:
         None,
         {},
         {"lvspec": {}},
-        {"lvspec": {"mode": "strict"}},
-        {"mine": 7, "list": [1, "two", None], "flat": {"a": 0.5}, "lvspec": {"mode": "strict"}},
+        {"lvspec": {"mode": "strict", "labels": True}},
+        {"mine": 7, "list": [1, "two", None], "flat": {"a": 0.5}, "lvspec": {"preset": "paper", "max_run": "none"}},
     ],
 )
 def test_what_is_meant_is_accepted(custom_params: Any) -> None:
-    request_checks.check_custom_params(custom_params)
+    request_checks.check_custom_params(custom_params, LOOSE)
 
 
 @pytest.mark.parametrize(
     ("custom_params", "message"),
     [
-        (7, r"custom_params must be an object; found 7\. Send"),
-        ("strict", r"custom_params must be an object; found 'strict'"),
-        ([{"lvspec": {}}], r"custom_params must be an object"),
-        ({"lvspec": "strict"}, r"custom_params\.lvspec must be an object with the settings mode; found 'strict'"),
-        ({"lvspec": None}, r"custom_params\.lvspec must be an object .* found None"),
-        ({"lvspec": True}, r"custom_params\.lvspec must be an object .* found True"),
-        ({"lvspec": ["mode"]}, r"custom_params\.lvspec must be an object"),
-        ({"lvspec": {"mood": "strict"}}, r"knows the settings mode; found 'mood'\. Correct the name or drop it"),
-        ({"lvspec": {"mode": "loose"}}, r"lvspec\.mode must be one of strict; found 'loose'\. Choose"),
-        ({"lvspec": {"mode": None}}, r"lvspec\.mode must be one of strict; found None"),
-        ({"lvspec": {"mode": 1}}, r"lvspec\.mode must be one of strict; found 1"),
-        ({"lvspec": {"mode": ["strict"]}}, r"custom_params\.lvspec must hold plain values"),
-        ({"lvspec": {"mode": {"a": {}}}}, r"custom_params\.lvspec must hold plain values"),
-        ({"mine": {"a": {"b": 1}}}, r"custom_params\.mine must hold plain values.*Flatten it"),
-        ({"mine": [[1]]}, r"custom_params\.mine must hold plain values"),
+        (7, r"^custom_params must be an object; found 7\. Send"),
+        ({"lvspec": True}, r"^custom_params\.lvspec must be an object .* found True"),
+        (
+            {"lvspec": {"mode": "wild"}},
+            r"^custom_params\.lvspec\.mode must be one of strict, loose; found 'wild'\. Choose",
+        ),
+        ({"lvspec": {"relaxation": [0.5]}}, r"^custom_params\.lvspec must hold plain values"),
+        ({"lvspec": {"mode": {"a": {}}}}, r"^custom_params\.lvspec must hold plain values"),
+        ({"mine": {"a": {"b": 1}}}, r"^custom_params\.mine must hold plain values.*Flatten it"),
+        ({"mine": [[1]]}, r"^custom_params\.mine must hold plain values"),
     ],
 )
 def test_what_is_not_is_refused_with_a_remedy(custom_params: Any, message: str) -> None:
+    """`tests/sgl_lvspec/verification/test_settings.py` has the settings one by one."""
     with pytest.raises(ValueError, match=message):
-        request_checks.check_custom_params(custom_params)
+        request_checks.check_custom_params(custom_params, LOOSE)
 
 
 class TestHooks:
@@ -73,8 +71,18 @@ class TestHooks:
 
     def test_sampling_parameters(self) -> None:
         SamplingParams(custom_params={"lvspec": {"mode": "strict"}}).verify(VOCABULARY)
-        with pytest.raises(ValueError, match="found 'loose'"):
-            SamplingParams(custom_params={"lvspec": {"mode": "loose"}}).verify(VOCABULARY)
+        with pytest.raises(ValueError, match="found 'wild'"):
+            SamplingParams(custom_params={"lvspec": {"mode": "wild"}}).verify(VOCABULARY)
+
+    def test_what_a_request_may_ask_is_the_servers_matter(self) -> None:
+        loose = SamplingParams(custom_params={"lvspec": {"preset": "paper"}})
+        with pytest.raises(ValueError, match="found the preset strict"):
+            loose.verify(VOCABULARY)
+        request_checks.install(server_args(_lvspec=LOOSE))
+        loose.verify(VOCABULARY)
+        request_checks.install(server_args())
+        with pytest.raises(ValueError, match="found the preset strict"):
+            loose.verify(VOCABULARY)
 
     def test_sampling_parameters_that_end_the_scheduler(self) -> None:
         with pytest.raises(ValueError, match="top_k must be at most"):

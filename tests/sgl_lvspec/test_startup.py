@@ -11,6 +11,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sgl_lvspec import SGLANG_TESTED, request_checks, startup
 from sgl_lvspec.attention import CPU_BACKEND
+from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.models import ModelFacts
 from tests.sgl_lvspec.fresh_process import facts
 
@@ -173,6 +174,18 @@ def test_on_a_gpu_the_cpu_backend_is_refused(fitting: list[Any], field: str) -> 
     assert _refusal(_record(**{**gpu, field: CPU_BACKEND})) == (
         f"{flag} {CPU_BACKEND} needs --device cpu; found cuda. Drop the flag."
     )
+
+
+@pytest.mark.parametrize(("preset", "is_refused"), [("strict", False), ("conservative", True), ("paper", True)])
+def test_protected_tokens_need_a_tokenizer(fitting: list[Any], preset: str, is_refused: bool) -> None:
+    record = _record(skip_tokenizer_init=True)
+    record._lvspec = LVSpecConfig(preset)
+    if is_refused:
+        assert "found --skip-tokenizer-init. Drop the flag" in _refusal(record)
+    else:
+        startup.validate(record)  # type: ignore[arg-type]
+    record.skip_tokenizer_init = False
+    startup.validate(record)  # type: ignore[arg-type]
 
 
 def test_on_a_gpu_backend_and_overlap_stay_sglangs(fitting: list[Any]) -> None:

@@ -25,11 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the draft, as for the server",
     )  # fmt: skip
     doctor.add_argument("--trust-remote-code", action="store_true", help="as for the server")
+    doctor.add_argument("--lvspec-calibration", metavar="FILE", help="the calibration file, as for the server")
     options = parser.parse_args(argv)
 
     from sgl_lvspec.doctor import ModelPaths, examine, render
 
-    findings = examine(ModelPaths(options.model_path, options.draft, options.trust_remote_code))
+    paths = ModelPaths(options.model_path, options.draft, options.trust_remote_code, options.lvspec_calibration)
+    findings = examine(paths)
     print(render(findings))
     return 1 if any(finding.remedy for finding in findings) else 0
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from sgl_lvspec import SGLANG_TESTED, __version__
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts, read_tokenizer, tokenizer_misfit
+from sgl_lvspec.relevance.calibration import examine_calibration
 from sgl_lvspec.seams import SEAMS, Seam, SourceTree, find_broken
 
 ENTRY_GROUP, ENTRY_NAME = "sglang.srt.plugins", "lvspec"
@@ -51,11 +52,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ModelPaths:
-    """The models that the user asks about, as the server's flags name them."""
+    """The models (and their calibration file) that the user asks about, as the server's flags name them."""
 
     target: str | None = None
     draft: str | None = None
     trust_remote_code: bool = False
+    calibration: str | None = None
 
 
 def examine(paths: ModelPaths) -> list[Finding]:
@@ -211,7 +213,7 @@ def examine_seams(
 
 def examine_models(paths: ModelPaths) -> Iterator[Finding]:
     """Whether the named models can be served as a pair."""
-    if not (paths.target or paths.draft):
+    if not (paths.target or paths.draft or paths.calibration):
         return
     facts: dict[str, ModelFacts] = {}
     for role, flag, path in (
@@ -229,6 +231,7 @@ def examine_models(paths: ModelPaths) -> Iterator[Finding]:
         yield Finding("models", role, _describe(facts[role]))
     if len(facts) == 2:
         yield from _examine_pair(facts["target"], facts["draft"], paths.trust_remote_code)
+        yield from _examine_calibration(paths)
 
 
 def _examine_pair(target: ModelFacts, draft: ModelFacts, trust_remote_code: bool) -> Iterator[Finding]:
@@ -240,13 +243,30 @@ def _examine_pair(target: ModelFacts, draft: ModelFacts, trust_remote_code: bool
         yield Finding("models", "tokenizer", _cause(error), "Name models with a tokenizer that SGLang can read.")
         return
     if misfit is not None:
-        # Every misfit ends with what to do, as its last sentence.
-        found, _, remedy = misfit.removesuffix(".").rpartition(". ")
-        yield Finding("models", "pair", f"{found}.", f"{remedy}.")
+        yield Finding("models", "pair", *_found_and_remedy(misfit))
         return
     eyes = "" if draft.is_multimodal else "; the draft is text-only and sees no video"
     size = "" if draft.hidden_size <= target.hidden_size else "; the draft is wider than the target, expect no speed-up"
     yield Finding("models", "pair", f"fits: tested architectures, one vocabulary, one tokenizer{eyes}{size}")
+
+
+def _examine_calibration(paths: ModelPaths) -> Iterator[Finding]:
+    if paths.calibration is None:
+        return
+    try:
+        misfit = examine_calibration(Path(paths.calibration), str(paths.target), str(paths.draft))
+    except ValueError as error:
+        misfit = str(error)
+    if misfit is None:
+        yield Finding("models", "calibration", f"{paths.calibration}: of this pair")
+    else:
+        yield Finding("models", "calibration", *_found_and_remedy(misfit))
+
+
+def _found_and_remedy(misfit: str) -> tuple[str, str]:
+    """Every misfit ends with what to do, as its last sentence."""
+    found, _, remedy = misfit.removesuffix(".").rpartition(". ")
+    return f"{found}.", f"{remedy}."
 
 
 def _describe(facts: ModelFacts) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec import SGLANG_TESTED
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts
+from sgl_lvspec.relevance.calibration import examine_calibration
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -82,6 +84,7 @@ def validate(server_args: ServerArgs) -> None:
     misfit = find_misfit(*_load_facts(server_args))
     if misfit is not None:
         raise ValueError(misfit)
+    _examine_calibration(server_args)
 
     from sgl_lvspec import request_checks
     from sgl_lvspec.sight import response
@@ -155,6 +158,22 @@ def _require_attention_backend(server_args: ServerArgs) -> None:
             raise ValueError(f"LVSPEC needs {flag} {CPU_BACKEND} on CPU; found {found}. Drop the flag.")
         if not is_cpu and found == CPU_BACKEND:
             raise ValueError(f"{flag} {CPU_BACKEND} needs --device cpu; found {server_args.device}. Drop the flag.")
+
+
+def _examine_calibration(server_args: ServerArgs) -> None:
+    """A file that cannot be used is refused; one of another pair of models is worth a warning."""
+    path = config_of(server_args).calibration
+    if path is None:
+        return
+    warning = examine_calibration(
+        Path(path),
+        server_args.model_path,
+        str(server_args.speculative_draft_model_path),
+        server_args.revision,
+        server_args.speculative_draft_model_revision,
+    )
+    if warning is not None:
+        logger.warning("%s", warning)
 
 
 def _load_facts(server_args: ServerArgs) -> tuple[ModelFacts, ModelFacts]:

@@ -16,6 +16,8 @@ import pytest
 
 from sgl_lvspec import SGLANG_TESTED, __version__, cli, doctor
 from sgl_lvspec.doctor import Finding, ModelPaths
+from sgl_lvspec.relevance.calibration import Calibration, write_calibration
+from sgl_lvspec.relevance.identity import identify
 from sgl_lvspec.seams import SEAMS, SourceTree
 from tests.sgl_lvspec.checkpoints import write_draft, write_target, write_tokenizer
 
@@ -240,6 +242,33 @@ def test_one_model_alone_asks_for_the_other(pair: ModelPaths) -> None:
     assert "--speculative-draft-model-path" in str(finding.remedy)
 
 
+def write_calibration_of(target: str, draft: str, path: Path) -> str:
+    write_calibration(Calibration(identify(target), identify(draft)), path)
+    return str(path)
+
+
+def test_a_calibration_file_of_the_pair_is_told(pair: ModelPaths, tmp_path: Path) -> None:
+    target, draft = str(pair.target), str(pair.draft)
+    path = write_calibration_of(target, draft, tmp_path / "own.json")
+    *_, finding = doctor.examine_models(ModelPaths(target, draft, calibration=path))
+    assert finding == Finding("models", "calibration", f"{path}: of this pair")
+
+
+def test_a_calibration_file_of_other_models_is_to_mend(pair: ModelPaths, tmp_path: Path) -> None:
+    target, draft = str(pair.target), str(pair.draft)
+    path = write_calibration_of(draft, draft, tmp_path / "other.json")
+    [finding] = _wrong(doctor.examine_models(ModelPaths(target, draft, calibration=path)))
+    assert "found one of another target" in finding.value
+    assert finding.remedy == "Calibrate for this pair (`lvspec calibrate`), or drop --lvspec-calibration."
+
+
+def test_a_calibration_file_that_cannot_be_read_is_to_mend(pair: ModelPaths, tmp_path: Path) -> None:
+    paths = ModelPaths(pair.target, pair.draft, calibration=str(tmp_path / "absent.json"))
+    [finding] = _wrong(doctor.examine_models(paths))
+    assert "absent.json" in finding.value
+    assert finding.remedy == "Write it with `lvspec calibrate`."
+
+
 # --- the report and the command
 
 
@@ -299,8 +328,9 @@ def test_exit_code_is_one_when_something_is_wrong(
         return [Finding("a", "b", "c", "Do it.")]
 
     monkeypatch.setattr(doctor, "examine", examine)
-    assert cli.main(["doctor", "--speculative-draft-model", "d", "--trust-remote-code"]) == 1
-    assert asked == [ModelPaths(None, "d", True)]
+    words = ["doctor", "--speculative-draft-model", "d", "--trust-remote-code", "--lvspec-calibration", "c.json"]
+    assert cli.main(words) == 1
+    assert asked == [ModelPaths(None, "d", True, "c.json")]
     assert "-> Do it." in capsys.readouterr().out
 
 

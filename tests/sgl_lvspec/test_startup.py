@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,35 @@ def test_protected_tokens_need_a_tokenizer(fitting: list[Any], preset: str, is_r
         startup.validate(record)  # type: ignore[arg-type]
     record.skip_tokenizer_init = False
     startup.validate(record)  # type: ignore[arg-type]
+
+
+def _with_calibration(path: Path) -> SimpleNamespace:
+    record = _record()
+    record._lvspec = LVSpecConfig(calibration=str(path))
+    return record
+
+
+def test_a_calibration_file_that_is_none_is_refused_before_models_are_loaded(
+    fitting: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"calibration\.json: A calibration file must have the fields format"):
+        startup.validate(_with_calibration(path))  # type: ignore[arg-type]
+    assert fitting == []
+
+
+@pytest.mark.parametrize("warning", [None, "The calibration file must be of this pair of models"])
+def test_a_calibration_file_of_other_models_is_a_warning(
+    warning: str | None, fitting: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(startup, "examine_calibration", lambda *paths: asked.append(paths) or warning)
+    record = _with_calibration(Path("calibration.json"))
+    startup.validate(record)  # type: ignore[arg-type]
+    assert asked == [(Path("calibration.json"), "target", "draft", None, None)]
+    assert [entry.message for entry in caplog.records if entry.levelname == "WARNING"] == ([warning] if warning else [])
+    assert fitting == [record]
 
 
 def test_on_a_gpu_backend_and_overlap_stay_sglangs(fitting: list[Any]) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import requests
 from PIL import Image
@@ -81,13 +82,32 @@ LEGAL: dict[str, Callable[[], bytes]] = {
     "VP9 in webm": lambda: clip(codec="libvpx-vp9", container="webm"),
     "MPEG-4 in avi": lambda: clip(codec="mpeg4", container="avi"),
 }
-BAD_CUSTOM_PARAMS: dict[str, tuple[Any, str]] = {
-    "number": (7, "dict"),  # chat: SGLang's schema says "valid dictionary"
-    "unknown setting": ({"lvspec": {"mood": "strict"}}, "knows the settings mode; found 'mood'"),
-    "unknown value": ({"lvspec": {"mode": "loose"}}, "must be one of strict; found 'loose'"),
-    "no object": ({"lvspec": "strict"}, "must be an object"),
-    "nested": ({"lvspec": {"mode": {"deep": {}}}}, "must hold plain values"),
+# `lvspec` of the custom parameters, and a part of what the client is told. The server is strict.
+BAD_SETTINGS: dict[str, tuple[Any, str]] = {
+    "no object": ("strict", "must be an object"),
+    "unknown setting": ({"mood": "strict"}, "knows the settings mode, preset, "),
+    "unknown mode": ({"mode": "wild"}, "mode must be one of strict, loose; found 'wild'"),
+    "unknown preset": ({"preset": "wild"}, "preset must be one of strict, "),
+    "null": ({"preset": None}, "found None"),
+    "nested": ({"mode": {"deep": {}}}, "must hold plain values"),
+    "list": ({"relaxation": [0.5]}, "must hold plain values"),
+    "word for a number": ({"relaxation": "0.5"}, "relaxation must be a number from 0 to 1; found '0.5'"),
+    "truth for a number": ({"floor": True}, "floor must be a number from 0 to 1; found True"),
+    "number for truth": ({"labels": 1}, "labels must be true or false; found 1"),
+    "fraction for a count": ({"window": 1.5}, "window must be a whole number from 0 to 16; found 1.5"),
+    "out of range": ({"max_share": 0}, "max_share must be a number above 0"),
+    "beyond 64 bits": ({"max_run": 2**70}, "max_run must be a whole number"),
+    "contradiction": ({"mode": "strict", "relaxation": 0.5}, "found mode strict and relaxation"),
+    "loose mode": ({"mode": "loose"}, "Start the server with --lvspec-preset"),
+    "loose preset": ({"preset": "paper"}, "Start the server with --lvspec-preset"),
+    "loose value": ({"relaxation": 0.5}, "Start the server with --lvspec-preset"),
 }
+GOOD_SETTINGS = (
+    {"mode": "strict"},
+    {"preset": "strict", "labels": False},
+    {"relaxation": 0},
+    {},
+)
 
 
 # Each of these ends SGLang 0.5.23's scheduler where it is not refused.
@@ -314,20 +334,68 @@ class TestText:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 class TestSettings:
-    @pytest.mark.parametrize("name", BAD_CUSTOM_PARAMS)
-    def test_custom_params(self, lvspec_server: Server, endpoint: str, name: str) -> None:
-        value, part = BAD_CUSTOM_PARAMS[name]
-        part = "must be an object; found 7" if name == "number" and endpoint == GENERATE else part
-        assert_refused(ask(lvspec_server, endpoint, GOOD, custom_params=value), part)
+    @pytest.mark.parametrize("name", BAD_SETTINGS)
+    def test_malformed(self, lvspec_server: Server, endpoint: str, name: str) -> None:
+        value, part = BAD_SETTINGS[name]
+        assert_refused(ask(lvspec_server, endpoint, GOOD, custom_params={"lvspec": value}), part)
 
-    def test_strict_is_known(self, lvspec_server: Server, endpoint: str) -> None:
-        response = ask(lvspec_server, endpoint, GOOD, custom_params={"lvspec": {"mode": "strict"}})
+    def test_custom_params_that_are_no_object(self, lvspec_server: Server, endpoint: str) -> None:
+        part = "must be an object; found 7" if endpoint == GENERATE else "dict"  # SGLang's schema: "valid dictionary"
+        assert_refused(ask(lvspec_server, endpoint, GOOD, custom_params=7), part)
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+    def test_numbers_that_json_lacks(self, lvspec_server: Server, endpoint: str, number: str) -> None:
+        settings = f'{{"lvspec": {{"relaxation": {number}}}}}'
+        if endpoint == GENERATE:
+            body = f'{{"text": "Hello!", "sampling_params": {{"custom_params": {settings}}}}}'
+        else:
+            message = '{"role": "user", "content": "Hello!"}'
+            body = f'{{"model": "{lvspec_server.model}", "messages": [{message}], "custom_params": {settings}}}'
+        headers = {"Content-Type": "application/json"}
+        url = lvspec_server.url + endpoint
+        assert_refused(requests.post(url, data=body, headers=headers, timeout=TIMEOUT_S), "")
+
+    @pytest.mark.parametrize("settings", GOOD_SETTINGS)
+    def test_strict_is_known(self, lvspec_server: Server, endpoint: str, settings: dict[str, Any]) -> None:
+        response = ask(lvspec_server, endpoint, GOOD, custom_params={"lvspec": settings})
         assert response.status_code == 200, response.text[:300]
 
     @pytest.mark.parametrize("processor", ["no processor", json.dumps({"callable": "00"})])
     def test_logit_processor(self, lvspec_server: Server, endpoint: str, processor: str) -> None:
         response = ask(lvspec_server, endpoint, GOOD, custom_logit_processor=processor)
         assert_refused(response, "runs no custom_logit_processor")
+
+
+class TestOpenAIClient:
+    """What `extra_body` carries arrives as the HTTP requests above."""
+
+    @pytest.fixture(scope="class")
+    def client(self, lvspec_server: Server) -> Iterator[openai.OpenAI]:
+        with openai.OpenAI(base_url=lvspec_server.url + "/v1", api_key="none", max_retries=0) as client:
+            yield client
+
+    @pytest.mark.parametrize("name", BAD_SETTINGS)
+    def test_malformed(self, client: openai.OpenAI, lvspec_server: Server, name: str) -> None:
+        value, part = BAD_SETTINGS[name]
+        fields = {
+            "model": lvspec_server.model,
+            "max_tokens": TOKENS,
+            "extra_body": {"custom_params": {"lvspec": value}},
+        }
+        with pytest.raises(openai.BadRequestError) as chat_error:
+            client.chat.completions.create(messages=[{"role": "user", "content": "Hello!"}], **fields)
+        with pytest.raises(openai.BadRequestError) as completion_error:
+            client.completions.create(prompt="Hello!", **fields)
+        for error in (chat_error, completion_error):
+            assert part.lower() in str(error.value).lower()
+
+    @pytest.mark.parametrize("settings", GOOD_SETTINGS)
+    def test_strict_is_known(self, client: openai.OpenAI, lvspec_server: Server, settings: dict[str, Any]) -> None:
+        fields = {"model": lvspec_server.model, "max_tokens": TOKENS, "temperature": 0.0}
+        fields["extra_body"] = {"custom_params": {"lvspec": settings}}
+        messages = [{"role": "user", "content": "Hello!"}]
+        assert client.chat.completions.create(messages=messages, **fields).choices[0].message.content
+        assert client.completions.create(prompt=chat("Hello!"), **fields).choices[0].text
 
 
 class TestStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs, Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sgl_lvspec.config import LVSpecConfig
+from sgl_lvspec.config import LVSpecConfig, flag_of
 from sgl_lvspec.presets import NAMES, PRESETS, Rule
 from sgl_lvspec.verification import settings
 from sgl_lvspec.verification.settings import RequestRule, read_settings
@@ -305,3 +306,13 @@ def test_nothing_that_can_be_asked_escapes_the_two_readers() -> None:
             assert rule.is_strict
         accepted += rule.strict_reason != "unreadable settings"
     assert accepted > 100
+
+
+def test_the_readme_lists_every_setting() -> None:
+    table = (Path(__file__).parents[3] / "README.md").read_text().split("## Loose verification: settings")[1]
+    rows = [line.split("|")[1:4] for line in table.split("\n## ")[0].splitlines() if line.startswith("|")][2:]
+    flags = {cell.strip(" `") for cell, _, _ in rows} - {""}
+    keys = {cell.strip(" `") for _, cell, _ in rows} - {""}
+    assert keys == set(settings.SETTINGS)
+    server = {field.name for field in dataclasses.fields(LVSpecConfig)} - {"video_time"}
+    assert flags == {flag_of(name) for name in server}

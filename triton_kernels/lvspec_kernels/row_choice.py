@@ -72,12 +72,14 @@ def row_choice_torch(logits: torch.Tensor, drafted: torch.Tensor, temperature: t
     token = torch.where(is_drafted, drafted, 0)[:, None].long()
     is_above = logits > logits.gather(1, token)
 
-    scaled = below if temperature is None else below / temperature[:, None]
-    weight = scaled.exp()
+    at_one = below.exp()
+    scaled, weight = below, at_one
+    if temperature is not None:
+        scaled = below / temperature[:, None]
+        weight = scaled.exp()
     total = weight.sum(dim=1).clamp_min(1e-30)  # at least 1 where there is any number
     of_drafted = torch.where(is_drafted, scaled.gather(1, token)[:, 0], -torch.inf)
-    total_at_one = below.exp().sum(dim=1, keepdim=True).clamp_min(1e-30)
-    probability = below.topk(min(3, vocabulary), dim=1).values.exp() / total_at_one
+    probability = at_one.topk(min(3, vocabulary), dim=1).values / at_one.sum(dim=1, keepdim=True).clamp_min(1e-30)
     return RowChoice(
         choice=choice[:, 0],
         logprob=of_drafted - total.log(),
@@ -237,14 +239,13 @@ def _row_choice_join_kernel(
     total = tl.sum(tl.load(numbers_ptr + 3, mask=is_part, other=0.0) * tl.exp(below), axis=0)
     entropy = 0.0
     for _ in tl.static_range(3):
-        # The largest left: the part that has it moves its next one up.
+        # The largest left: the part that has it moves its next ones up.
         top = tl.max(first, axis=0)
         probability = tl.exp(top - origin) / tl.maximum(total, 1e-30)
         entropy -= probability * tl.log(tl.maximum(probability, 1e-30))  # 0 for probability 0
         is_taken = part == tl.min(tl.where(first == top, part, PARTS), axis=0)
         first = tl.where(is_taken, second, first)
         second = tl.where(is_taken, third, second)
-        third = tl.where(is_taken, float("-inf"), third)
 
     drafted = tl.load(drafted_ptr + row).to(tl.int64)
     is_token = (drafted >= 0) & (drafted < V)

@@ -93,22 +93,22 @@ def visual_mass_torch(
     longest, width = int(kv_lens.max()), query.shape[1]
     position = torch.arange(longest, device=query.device)
     is_context = position < kv_lens[:, None]
-    slots = torch.where(is_context, req_to_token[rows, :longest], 0)  # [B, L]
+    slots = torch.where(is_context, req_to_token[rows, :longest], 0).flatten()  # index_select wants a list
+    is_visual = is_visual.index_select(0, slots).view(is_context.shape) & is_context
     limit = kv_lens[:, None] - (width - 1) + torch.arange(width, device=query.device)
-    is_seen = position < limit[:, :, None]  # [B, D, L]
-    is_seen_visual = is_seen & is_visual[slots][:, None]
+    is_hidden = position >= limit[:, :, None]  # [B, D, L]
+    visual = is_visual[:, :, None].float()
 
     gathered: dict[int, torch.Tensor] = {}  # [B, L, E] of a KV head
     for column, head in enumerate(heads.tolist()):
         kv_head = head // (num_heads // keys.shape[1])
         if kv_head not in gathered:
-            gathered[kv_head] = keys[slots, kv_head].float()
+            gathered[kv_head] = keys[:, kv_head].index_select(0, slots).float().unflatten(0, is_context.shape)
         scores = query[:, :, head].float() @ gathered[kv_head].transpose(1, 2) * scale
-        scores = scores.masked_fill(~is_seen, -torch.inf)
-        # A node that sees nothing has NaN weights here, of which none is added up.
-        weights = scores.softmax(dim=2).masked_fill(~is_seen_visual, 0.0)
-        mass[:, column] = weights.sum(dim=2).flatten()
-    return mass
+        weights = scores.masked_fill(is_hidden, -torch.inf).softmax(dim=2)
+        mass[:, column] = (weights @ visual).flatten()
+    # A node that sees nothing has weights of NaN.
+    return mass.masked_fill((limit <= 0).view(-1, 1), 0.0)
 
 
 def visual_mass_triton(

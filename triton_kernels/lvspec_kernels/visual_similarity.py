@@ -86,9 +86,9 @@ def visual_similarity_torch(
     states = states.float().unflatten(0, (len(rows), -1))  # [B, D, H]
     longest = int(kv_lens.max())
     is_context = torch.arange(longest, device=states.device) < kv_lens[:, None]
-    slots = torch.where(is_context, req_to_token[rows, :longest], 0)  # [B, L]
-    is_counted = is_context & is_visual[slots]
-    products = states @ visual_state[slots].float().transpose(1, 2)  # [B, D, L]
+    slots = torch.where(is_context, req_to_token[rows, :longest], 0).flatten()  # index_select wants a list
+    is_counted = is_context & is_visual.index_select(0, slots).view(is_context.shape)
+    products = states @ visual_state.index_select(0, slots).float().unflatten(0, is_context.shape).transpose(1, 2)
     products = products.masked_fill(~is_counted[:, None], -torch.inf)
     largest = products.topk(min(top_n, longest), dim=2).values
     count = is_counted.sum(dim=1).clamp(1, top_n)

@@ -75,12 +75,18 @@ class Runner:
             groups = q.shape[1] // k.shape[1]
             keys = self.keys[i][:, :, :end].repeat_interleave(groups, 1)
             values = self.values[i][:, :, :end].repeat_interleave(groups, 1)
-            weights = (rotate(q, cos, sin) @ keys.transpose(2, 3)) * attention.head_dim**-0.5
-            out = weights.masked_fill(~visible, float("-inf")).softmax(-1) @ values
+            scores = (rotate(q, cos, sin) @ keys.transpose(2, 3)) * attention.head_dim**-0.5
+            weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+            self.observe(i, weights)
+            out = weights @ values
             x = x + attention.o_proj(out.transpose(1, 2).reshape(batch, count, -1))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-        logits: torch.Tensor = self.model.lm_head(self.text.norm(x))
+        self.states = self.text.norm(x)
+        logits: torch.Tensor = self.model.lm_head(self.states)
         return logits
+
+    def observe(self, layer: int, weights: torch.Tensor) -> None:
+        """Called with the attention weights [B, heads, n, end] of every layer; measurements override it."""
 
     def greedy(
         self, prompts: list[list[int]], patches: torch.Tensor | None, clips: int, limit: int = 160

@@ -1,6 +1,7 @@
 """The round of LVSPEC, on top of SGLang's speculative worker: draft a chain, verify it in one pass, commit a prefix.
 
-    prefill   slots.mark_prompt -> target extend (SGLang) -> draft extend (drafting.chain, own view of the prompt)
+    prefill   slots.mark_prompt, rows.write (each request's rule) -> target extend (SGLang)
+              -> draft extend (drafting.chain, own view of the prompt)
     decode    drafting.chain.draft -> slots.mark_drafted -> target verify forward (SGLang; relevance rides on it)
               -> verification.commit on its logits -> SGLang writes the committed tokens
 
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
+from sgl_lvspec import late_hooks
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
 from sgl_lvspec.relevance.slots import SlotTables
 from sgl_lvspec.sight import round_report
+from sgl_lvspec.verification.commit import LOOSE_RULE
+from sgl_lvspec.verification.loose import LooseRule
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -39,12 +43,14 @@ class LVSpecWorker(StandaloneWorkerV2):
         slots: what is known about every token of the target's KV pool.
         calibration: what was measured for this pair of models (checked by `startup`); None where no file was named.
         relevance: the scorer, riding on the target's verify forward; None where every request is strict.
+        loose_rule: decides rounds with loose requests in them; None where every request is strict.
     """
 
     _draft_worker: ChainDraftWorker
     slots: SlotTables
     calibration: Calibration | None = None
     relevance: Relevance | None = None
+    loose_rule: LooseRule | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
     _hosts_draft = True
@@ -73,6 +79,9 @@ class LVSpecWorker(StandaloneWorkerV2):
         if self.relevance is not None:
             max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
             self.relevance.attach(runner, self.slots, max_nodes)
+            self.loose_rule = LooseRule.beside(self.target_worker, self.relevance, config, self.calibration)
+            # A retracted request is prefilled again and goes on as it was.
+            late_hooks.apply("sglang.srt.managers.schedule_batch.release_req", self.loose_rule.rows.save, "before")
 
     def clear_cache_pool(self) -> None:
         """Called by the scheduler when it flushes the KV pool."""
@@ -82,6 +91,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():
             self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
+            setattr(batch.spec_info, LOOSE_RULE, self.loose_rule)
         result = super().verify(batch, *args, **kwargs)
         round_report.attach_strict(result.logits_output, result.accept_lens)
         return result
@@ -89,6 +99,8 @@ class LVSpecWorker(StandaloneWorkerV2):
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():
             self.slots.mark_prompt(batch.input_ids, batch.out_cache_loc)
+            if self.loose_rule is not None:
+                self.loose_rule.rows.write(batch)
         with self._draft_worker.reading_prompt(batch):
             result = super()._forward_prefill_batch(batch, *args, **kwargs)
         round_report.attach(result.logits_output, round_report.PrefillReport())

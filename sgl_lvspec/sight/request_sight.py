@@ -50,7 +50,7 @@ def add_labels(req: Req, labels: Sequence[int], relevance: Sequence[float] | Non
         req.customized_info = {}
     names, scores = (req.customized_info.setdefault(key, []) for key in PER_TOKEN)
     names.extend(NAMES[label] for label in labels)
-    scores.extend([None] * len(labels) if relevance is None else map(finite_or_none, relevance))
+    scores.extend([None] * len(labels) if relevance is None else map(_shown, relevance))
 
 
 def mode_of(req: Req) -> dict[str, Any]:
@@ -68,3 +68,8 @@ def mode_of(req: Req) -> dict[str, Any]:
 def summary_of(req: Req) -> dict[str, Any]:
     """What `meta_info["lvspec"]` says about the request so far."""
     return {**mode_of(req), **tally_of(req).summary()}
+
+
+def _shown(relevance: float) -> float | None:
+    """A float32 without the digits that it does not have; None for a token that was not scored."""
+    return finite_or_none(float(f"{relevance:.6g}"))

@@ -1,7 +1,10 @@
-"""What a verified round commits: the longest drafted prefix that the target itself chose, and one token of its own.
+"""What a verified round commits: the longest drafted prefix that each request's rule accepts, and one token more.
 
 Runs as an AFTER hook on SGLang's `eagle_sample` (srt/speculative/eagle_utils.py:521), which has applied penalties,
 bias and grammar to the logits in place and found the strict result. Never waits for the device.
+
+    strict rows   SGLang's result, with the draws it does not make
+    loose rows    `loose.LooseRule`
 """
 
 from __future__ import annotations
@@ -12,12 +15,19 @@ import torch
 from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import accept_chain
+from lvspec_kernels.relax import BONUS, MATCH, NOT_COMMITTED
+from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
+from sgl_lvspec.verification.rows import is_loose, rule_of
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.speculative.eagle_info import EagleVerifyInput
+
+    from sgl_lvspec.verification.loose import LooseRule
+
+LOOSE_RULE = "lvspec_loose_rule"  # attribute of a verify input: the worker's rule, where it has one
 
 
 class Commit(NamedTuple):
@@ -36,7 +46,7 @@ def after_eagle_sample(
     *_args: Any,
     **_kwargs: Any,
 ) -> Commit | None:
-    """SGLang's strict result, with the draws it does not make and the rows it cannot verify exactly put right.
+    """Every row's own commit: SGLang's strict result, put right where it is not exact, or the loose rule's.
 
     Returns:
         None where SGLang's own result stands.
@@ -44,13 +54,17 @@ def after_eagle_sample(
     if batch.forward_mode.is_idle():
         return None
     commit = Commit(*result)
-    changed = False
-    own_draw = _rows_to_draw(batch)
-    if own_draw is not None:
-        commit, changed = _with_own_draw(commit, own_draw, verify_input, batch, logits_output), True
+    loose_rule: LooseRule | None = getattr(verify_input, LOOSE_RULE, None)
     one_token = one_token_rows(batch)
+    changed = one_token is not None
+    if loose_rule is not None and any(is_loose(req) or _wants_labels(req) for req in batch.reqs):
+        commit, changed = _with_loose_rows(commit, loose_rule, one_token, verify_input, batch, logits_output), True
+    elif (own_draw := _rows_to_draw(batch)) is not None:
+        choice = _choice_on_every_rank(verify_input, batch, logits_output)
+        ours = Commit(*accept_chain(verify_input.draft_token.view_as(choice), choice))
+        commit, changed = _merge(own_draw, ours, commit), True
     if one_token is not None:
-        commit, changed = _cut_to_one_token(commit, one_token), True
+        commit = _cut_to_one_token(commit, one_token)
     return commit if changed else None
 
 
@@ -81,24 +95,62 @@ def _rows_to_draw(batch: ScheduleBatch) -> torch.Tensor | None:
     return info.min_ps > 0 if info.need_min_p_sampling else None
 
 
-def _with_own_draw(
+def _with_loose_rows(
     commit: Commit,
-    rows: torch.Tensor,
+    loose_rule: LooseRule,
+    one_token: torch.Tensor | None,
     verify_input: EagleVerifyInput,
     batch: ScheduleBatch,
     logits_output: LogitsProcessorOutput,
 ) -> Commit:
-    """The commit with our draw in the given rows [B] and SGLang's in the others."""
+    """The commit of a batch with loose rows in it; reports why each token of it is committed."""
+    choice = _choice_on_every_rank(verify_input, batch, logits_output)
+    decided = loose_rule.decide(
+        verify_input.draft_token.view_as(choice),
+        choice,
+        logits_output.next_token_logits,
+        batch.sampling_info,
+        batch.req_pool_indices,
+    )
+    loose = _to_device([is_loose(req) for req in batch.reqs], batch.device)
+    own_draw = _rows_to_draw(batch)
+    commit = _merge(loose if own_draw is None else loose | own_draw, Commit(*decided.relaxed[:3]), commit)
+    accept_lens = commit.accept_lens if one_token is None else torch.where(one_token, 1, commit.accept_lens)
+    label = torch.where(loose[:, None], decided.relaxed.label, _strict_label(accept_lens, choice.shape[1]))
+    attach(logits_output, RoundReport(label, decided.relevance, decided.gap, accept_lens))
+    return commit
+
+
+def _choice_on_every_rank(
+    verify_input: EagleVerifyInput, batch: ScheduleBatch, logits_output: LogitsProcessorOutput
+) -> torch.Tensor:
+    """The target's choice at every node, int64 [B, D]; ranks must commit the same, and rounding differs between them."""
     choice = draw_choice(logits_output.next_token_logits, batch.sampling_info, verify_input.positions)
     tp_group = get_parallel().tp_group
     if tp_group.world_size > 1:
-        tp_group.broadcast(choice, src=0)  # ranks must commit the same tokens, and rounding differs between them
-    ours = Commit(*accept_chain(verify_input.draft_token.view_as(choice), choice))
+        tp_group.broadcast(choice, src=0)
+    return choice
+
+
+def _merge(rows: torch.Tensor, ours: Commit, theirs: Commit) -> Commit:
+    """Our commit in the given rows [B], SGLang's in the others."""
     return Commit(
-        torch.where(rows.repeat_interleave(choice.shape[1]), ours.predict, commit.predict),
-        torch.where(rows, ours.accept_lens, commit.accept_lens),
-        torch.where(rows[:, None], ours.accept_index, commit.accept_index),
+        torch.where(rows.repeat_interleave(ours.accept_index.shape[1]), ours.predict, theirs.predict),
+        torch.where(rows, ours.accept_lens, theirs.accept_lens),
+        torch.where(rows[:, None], ours.accept_index, theirs.accept_index),
     )
+
+
+def _strict_label(accept_lens: torch.Tensor, width: int) -> torch.Tensor:
+    """Labels int8 [B, D] of rows whose accepted drafts are the target's choices: accept_lens [B]."""
+    node = torch.arange(width, device=accept_lens.device)
+    last = accept_lens[:, None] - 1
+    return torch.where(node < last, MATCH, torch.where(node == last, BONUS, NOT_COMMITTED)).to(torch.int8)
+
+
+def _wants_labels(req: Any) -> bool:
+    rule = rule_of(req)
+    return rule is not None and rule.wants_labels
 
 
 def _cut_to_one_token(commit: Commit, rows: torch.Tensor) -> Commit:

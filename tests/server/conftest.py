@@ -53,7 +53,7 @@ def lvspec_server(pair: Pair, log_dir: Path) -> Iterator[Server]:
     """LVSPEC in strict mode with K = 10, four requests at a time."""
     server = start(
         pair.target, *lvspec_args(pair), "--max-running-requests", "4", "--enable-custom-logit-processor",
-        log=log_dir / "lvspec.log",
+        "--enable-metrics", log=log_dir / "lvspec.log",
     )  # fmt: skip
     yield server
     server.stop()

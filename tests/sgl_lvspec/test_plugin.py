@@ -46,6 +46,7 @@ def test_naming_lvspec_leaves_the_decode_path_alone_in_the_main_process() -> Non
 def test_the_scheduler_gets_our_worker_with_the_decode_hooks() -> None:
     assert facts()["workers"] == ["sgl_lvspec.worker.LVSpecWorker"] * 2
     assert facts()["hooked by the worker"] == [
+        "sglang.srt.managers.scheduler.Scheduler.get_output_streamer_class",
         "sglang.srt.speculative.eagle_utils.eagle_sample",
         "sglang.srt.speculative.standalone_worker_v2.StandaloneDraftWorker",
     ]

@@ -1,0 +1,122 @@
+"""What belongs to a request and not to its tokens: the rule that it is verified by and what it has shown so far.
+
+Device tables indexed by `req_pool_idx`. A row is written at every prefill of its request, so nothing of an earlier
+owner can reach a verified round; a retracted request takes its state along (`save`) and gets it back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lvspec_kernels.relax import SHIFT_DRAFT, SHIFT_TARGET, RuleRows, StateRows
+from sgl_lvspec.presets import MAX_RUN, Rule
+from sgl_lvspec.verification.protected import MAX_STOP_TOKENS, padded_stop_tokens
+from sgl_lvspec.verification.settings import RequestRule
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+    from sgl_lvspec.config import LVSpecConfig
+    from sgl_lvspec.relevance.calibration import Prior
+
+RULE = "_lvspec_rule"  # attribute of a Req: its RequestRule
+_STATE = "_lvspec_state"  # attribute of a retracted Req: its StateRows, one row each
+
+_SHIFT_BITS = {"off": 0, "draft": SHIFT_DRAFT, "target": SHIFT_TARGET, "both": SHIFT_DRAFT | SHIFT_TARGET}
+
+
+class RequestRows:
+    """Rules and states of all running requests.
+
+    Attributes:
+        rules, state: as `lvspec_kernels.relax` takes them.
+        stop_tokens: int64 [P, MAX_STOP_TOKENS], the requests' own, padded with -1.
+        protects_digits: bool [P].
+        edges: float32 [N + 1], bins of the state's counts.
+    """
+
+    def __init__(self, num_rows: int, prior: Prior, config: LVSpecConfig, device: torch.device | str) -> None:
+        """Allocate tables for `num_rows` request rows; they hold rubbish until `write`."""
+        self._config = config
+        num_bins = len(prior.edges) - 1
+        # Whole numbers add up exactly in any order, so every rank and every batch finds the same quantile.
+        self._prior = torch.full((num_bins,), float(round(prior.weight / num_bins)), device=device)
+        self.edges = torch.tensor(prior.edges, dtype=torch.float32, device=device)
+
+        def table(dtype: torch.dtype, *width: int) -> torch.Tensor:
+            return torch.zeros(num_rows, *width, dtype=dtype, device=device)
+
+        self.rules = RuleRows(
+            relaxation=table(torch.float32),
+            log_floor=table(torch.float32),
+            window=table(torch.int32),
+            shift=table(torch.int32),
+            max_share=table(torch.float32),
+            max_run=table(torch.int32),
+        )
+        self.state = StateRows(table(torch.float32, num_bins), table(torch.int32), table(torch.int32))
+        self.stop_tokens = table(torch.int64, MAX_STOP_TOKENS)
+        self.protects_digits = table(torch.bool)
+
+    def write(self, batch: ScheduleBatch) -> None:
+        """Before a prefill (or a chunk of one): settle each request's rule and write its row."""
+        for req in batch.reqs:
+            if rule_of(req) is None:
+                setattr(req, RULE, RequestRule.of(req, self._config))
+        found: list[RequestRule] = [getattr(req, RULE) for req in batch.reqs]
+        rows = batch.req_pool_indices.long()
+        numbers = _to_device([_numbers(each.rule) for each in found], torch.float64, rows.device)
+        for table, column in zip(self.rules, numbers.unbind(dim=1), strict=True):
+            table[rows] = column.to(table.dtype)
+        stops = [padded_stop_tokens(req.sampling_params.stop_token_ids) for req in batch.reqs]
+        self.stop_tokens[rows] = _to_device(stops, torch.int64, rows.device)
+        digits = [each.rule.protect_digits for each in found]
+        self.protects_digits[rows] = _to_device(digits, torch.bool, rows.device)
+
+        self.state.counts[rows] = self._prior
+        # The prefill's own token is not counted by a round.
+        committed = [len(req.output_ids) + 1 for req in batch.reqs]
+        self.state.tokens[rows] = _to_device(committed, torch.int32, rows.device)
+        self.state.loosened[rows] = 0
+        for row, req in zip(rows, batch.reqs, strict=True):
+            saved: StateRows | None = getattr(req, _STATE, None)
+            if saved is not None:
+                self.state.counts[row] = saved.counts
+                self.state.loosened[row] = saved.loosened
+
+    def save(self, *, req: Req, **_kwargs: Any) -> None:
+        """BEFORE hook on `release_req` (srt/managers/schedule_batch.py:2360): a retracted request keeps its state."""
+        if req.req_pool_idx is not None and rule_of(req) is not None:
+            row = int(req.req_pool_idx)
+            setattr(req, _STATE, StateRows(*(part[row].clone() for part in self.state)))
+
+
+def rule_of(req: Req) -> RequestRule | None:
+    """The rule that a prefill settled; None before the first, and on a server without loose rules."""
+    return getattr(req, RULE, None)
+
+
+def is_loose(req: Req) -> bool:
+    """Whether anything but the target's own choices may be committed for the request."""
+    rule = rule_of(req)
+    return rule is not None and not rule.is_strict
+
+
+def _numbers(rule: Rule) -> tuple[float, ...]:
+    """A rule in the order of RuleRows."""
+    return (
+        rule.relaxation,
+        math.log(rule.floor) if rule.floor > 0 else -math.inf,
+        rule.window,
+        _SHIFT_BITS[rule.shift],
+        rule.max_share,
+        MAX_RUN if rule.max_run is None else rule.max_run,
+    )
+
+
+def _to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    host = torch.tensor(values, dtype=dtype)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

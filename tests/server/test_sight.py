@@ -1,0 +1,253 @@
+"""What a client and an operator see of LVSPEC on a running server: `meta_info`, streamed chats, /metrics."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
+from tests.server.serving import Server
+from tests.server.test_strict_ids import accepted_per_round, outcome
+
+ASKING = {"lvspec": {"labels": True}}
+K = 10
+
+
+def with_labels(request: dict[str, Any]) -> dict[str, Any]:
+    """The request, asking for one label per token."""
+    return {**request, "sampling_params": {**request["sampling_params"], "custom_params": ASKING}}
+
+
+def assert_sight(answer: dict[str, Any]) -> None:
+    """The answer's metadata is complete and fits its tokens."""
+    meta = answer["meta_info"]
+    counts, labels = meta["lvspec"], meta["lvspec_labels"]
+    assert len(labels) == len(meta["lvspec_relevance"]) == len(answer["output_ids"]) == meta["completion_tokens"]
+    assert labels[0] == "bonus", "the prefill's token is the target's"
+    assert {**counts["accepted"], "bonus": counts["bonus"]} == {
+        name: Counter(labels)[name] for name in ("match", "filler", "shift", "bonus")
+    }
+    assert counts["rounds"] == meta.get("spec_verify_ct", 0)
+    assert counts["T"] == (accepted_per_round(meta) if counts["rounds"] else None)
+    loosened = counts["accepted"]["filler"] + counts["accepted"]["shift"]
+    assert counts["divergence"] == loosened / len(labels)
+    assert (counts["mode"] == "loose") == (counts["strict_reason"] is None and counts["preset"] != "strict")
+
+
+def assert_labels_fit_in_a_crowd(server: Server, requests_by_name: dict[str, dict]) -> list[dict]:
+    """All at once from an empty cache; every other request asks for labels. Returns every answer's meta_info."""
+    server.flush()
+    asking = dict(list(requests_by_name.items())[::2])
+    crowd = [with_labels(request) if name in asking else request for name, request in requests_by_name.items()]
+    with ThreadPoolExecutor(len(crowd)) as pool:
+        answers = dict(zip(requests_by_name, pool.map(server.generate, crowd), strict=True))
+    for name, answer in answers.items():
+        if name in asking:
+            assert_sight(answer)
+        else:
+            assert not {"lvspec_labels", "lvspec_relevance"} & set(answer["meta_info"]), f"{name} did not ask"
+            assert answer["meta_info"]["lvspec"]["rounds"] == answer["meta_info"].get("spec_verify_ct", 0)
+    return [answer["meta_info"] for answer in answers.values()]
+
+
+def stream(server: Server, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chunks of a streamed answer of `/generate`."""
+    with requests.post(server.url + "/generate", json={**request, "stream": True}, stream=True, timeout=120) as got:
+        assert got.status_code == 200
+        lines = [line[6:] for line in got.iter_lines() if line.startswith(b"data: ")]
+    assert lines[-1] == b"[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def ask_chat(server: Server, video: str, **fields: Any) -> requests.Response:
+    content = [{"type": "video_url", "video_url": {"url": video}}, {"type": "text", "text": DESCRIBE}]
+    body = {
+        "model": server.model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 48,
+        **fields,
+    }  # fmt: skip
+    response = requests.post(server.url + "/v1/chat/completions", json=body, timeout=120)
+    assert response.status_code == 200, response.text[:500]
+    return response
+
+
+def metrics(server: Server) -> dict[str, float]:
+    """Every LVSPEC sample of /metrics, as `name` or `name{label}` with the label that is ours."""
+    text = requests.get(server.url + "/metrics", timeout=60).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    own = {}
+    for sample in samples:
+        if sample.name.startswith("lvspec:"):
+            ours = next((sample.labels[name] for name in ("reason", "mode", "le") if name in sample.labels), None)
+            name = sample.name.removeprefix("lvspec:") + (f"{{{ours}}}" if ours else "")
+            assert name not in own, "one rank reports"
+            own[name] = sample.value
+    return own
+
+
+def gained(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+
+def test_every_situation_in_a_crowd(lvspec_server: Server, requests_by_name: dict[str, dict]) -> None:
+    for meta in assert_labels_fit_in_a_crowd(lvspec_server, requests_by_name):
+        json.dumps(meta, allow_nan=False)
+
+
+def test_labels_do_not_change_the_answer(lvspec_server: Server, requests_by_name: dict, plain_answers: dict) -> None:
+    answer = lvspec_server.generate(with_labels(requests_by_name["video"]))
+    assert_sight(answer)
+    assert outcome(answer) == outcome(plain_answers["video"])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 13, 21, 96])
+def test_max_tokens_inside_a_chain(limit: int, lvspec_server: Server, videos: list[str]) -> None:
+    request = payload(chat(VIDEO + DESCRIBE), video_data=videos[0], max_new_tokens=limit, sampling={"ignore_eos": True})
+    answer = lvspec_server.generate(with_labels(request))
+    assert len(answer["output_ids"]) == limit
+    assert_sight(answer)
+
+
+@pytest.mark.parametrize("position", [0, 1, 4, 9, 17, 30])
+def test_a_stop_inside_a_chain(position: int, lvspec_server: Server, videos: list[str], plain_answers: dict) -> None:
+    answered = plain_answers["video"]
+    text = answered["text"][position : position + 6]
+    for stop in ({"stop_token_ids": [answered["output_ids"][position]]}, {"stop": [text]}):
+        request = payload(chat(VIDEO + DESCRIBE), video_data=videos[0], sampling=stop)
+        assert_sight(lvspec_server.generate(with_labels(request)))
+
+
+def test_a_row_that_commits_one_token_a_round_accepts_nothing(lvspec_server: Server, requests_by_name: dict) -> None:
+    answer = lvspec_server.generate(with_labels(requests_by_name["frequency_penalty"]))
+    assert_sight(answer)
+    assert set(answer["meta_info"]["lvspec_labels"]) == {"bonus"}
+    assert answer["meta_info"]["lvspec"]["T"] == 0
+
+
+def test_a_stream_says_more_with_every_chunk(lvspec_server: Server, requests_by_name: dict) -> None:
+    chunks = stream(lvspec_server, with_labels(requests_by_name["video"]))
+    assert len(chunks) > 3
+    for chunk in chunks:
+        meta = chunk["meta_info"]
+        assert len(meta["lvspec_labels"]) == len(meta["lvspec_relevance"]) == len(chunk["output_ids"])
+        assert sum(meta["lvspec"]["accepted"].values()) + meta["lvspec"]["bonus"] == len(chunk["output_ids"])
+    assert_sight(chunks[-1])
+    assert chunks[-1]["meta_info"]["lvspec"] == lvspec_server.generate(requests_by_name["video"])["meta_info"]["lvspec"]
+
+
+def test_an_aborted_stream_has_a_label_for_every_token(lvspec_server: Server, requests_by_name: dict) -> None:
+    request = with_labels(requests_by_name["ignore_eos"])
+    request["sampling_params"]["max_new_tokens"] = 1500
+    body = {**request, "rid": "sight-abort", "stream": True}
+    with requests.post(lvspec_server.url + "/generate", json=body, stream=True, timeout=120) as got:
+        lines = got.iter_lines()
+        next(lines)
+        requests.post(lvspec_server.url + "/abort_request", json={"rid": "sight-abort"}, timeout=30)
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+    last = chunks[-1]
+    assert last["meta_info"]["finish_reason"]["type"] == "abort"
+    assert 0 < len(last["output_ids"]) < 1500
+    assert len(last["meta_info"]["lvspec_labels"]) == len(last["output_ids"])
+    counts = last["meta_info"]["lvspec"]
+    assert sum(counts["accepted"].values()) + counts["bonus"] == len(last["output_ids"])
+
+
+def test_a_batch_and_several_answers_to_one_request(lvspec_server: Server, videos: list[str]) -> None:
+    several = payload(chat(VIDEO + DESCRIBE), video_data=videos[0], sampling={"n": 3, "temperature": 1.0})
+    batch = {
+        "text": [chat("Hello, what can you do?"), chat("Count from one to ten.")],
+        "sampling_params": [{"temperature": 0, "max_new_tokens": n, "custom_params": ASKING} for n in (20, 33)],
+    }
+    for request, count in ((with_labels(several), 3), (batch, 2)):
+        answers: Any = lvspec_server.generate(request)
+        assert len(answers) == count
+        for answer in answers:
+            assert_sight(answer)
+
+
+def test_chat_tells_every_choice_apart(lvspec_server: Server, videos: list[str]) -> None:
+    response = ask_chat(lvspec_server, videos[0], n=2, temperature=1.0, return_meta_info=True, custom_params=ASKING)
+    choices = response.json()["choices"]
+    assert len(choices) == 2
+    for choice in choices:
+        meta = choice["meta_info"]
+        assert_sight({"meta_info": meta, "output_ids": [None] * meta["completion_tokens"]})
+    assert (
+        sum(choice["meta_info"]["completion_tokens"] for choice in choices)
+        == (response.json()["usage"]["completion_tokens"])
+    )
+
+
+def test_a_streamed_chat_gives_t(lvspec_server: Server, videos: list[str]) -> None:
+    told = ask_chat(lvspec_server, videos[0], return_meta_info=True).json()["choices"][0]["meta_info"]["lvspec"]
+    response = ask_chat(lvspec_server, videos[0], stream=True, return_spec_tokens_details=True, custom_params=ASKING)
+    chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith(b"data: {")]
+    (details,) = [
+        chunk["sglext"]["spec_tokens_details"]
+        for chunk in chunks
+        if (chunk.get("sglext") or {}).get("spec_tokens_details")
+    ]
+    assert accepted_per_round(details) == told["T"]
+    assert details["spec_verify_ct"] == told["rounds"]
+
+
+def test_metrics_add_up_to_what_clients_are_told(
+    lvspec_server: Server, requests_by_name: dict, videos: list[str]
+) -> None:
+    before = metrics(lvspec_server)
+    told = [
+        meta["lvspec"]
+        for name in ("text", "video", "frequency_penalty", "grammar")
+        for meta in [lvspec_server.generate(requests_by_name[name])["meta_info"]]
+    ]
+    told.append(stream(lvspec_server, requests_by_name["video_other"])[-1]["meta_info"]["lvspec"])
+    one_token = payload(chat("Hello."), max_new_tokens=1)
+    several = payload(chat(VIDEO + DESCRIBE), video_data=videos[0], sampling={"n": 2, "temperature": 1.0})
+    several_answers: Any = lvspec_server.generate(several)
+    told += [answer["meta_info"]["lvspec"] for answer in (lvspec_server.generate(one_token), *several_answers)]
+    assert requests.get(lvspec_server.url + "/health_generate", timeout=60).status_code == 200
+    gain = gained(before, metrics(lvspec_server))
+    assert_metrics_fit(gain, told)
+    assert gain["requests_total{strict}"] == 8
+
+
+def assert_metrics_fit(gain: dict[str, float], told: Iterable[dict[str, Any]]) -> None:
+    """What the server counted is the sum of what its clients were told."""
+    told = list(told)
+    rounds = sum(counts["rounds"] for counts in told)
+    assert gain["rounds_total"] == gain["accepted_per_round_count"] == rounds
+    assert gain["drafted_tokens_total"] == K * rounds
+    for reason in ("match", "filler", "shift"):
+        assert gain[f"accepted_tokens_total{{{reason}}}"] == sum(counts["accepted"][reason] for counts in told)
+    assert gain["bonus_tokens_total"] == sum(counts["bonus"] for counts in told)
+    accepted = sum(counts["T"] * counts["rounds"] for counts in told if counts["rounds"])
+    assert gain["accepted_per_round_sum"] == pytest.approx(accepted)  # T * rounds is a whole number but for rounding
+    assert gain["request_divergence_count"] == len(told)
+    assert gain["request_divergence_sum"] == pytest.approx(sum(counts["divergence"] for counts in told))
+    assert gain["logprob_given_up_total"] == pytest.approx(sum(counts["logprob_given_up"] for counts in told))
+    for mode in ("strict", "loose"):
+        assert gain[f"requests_total{{{mode}}}"] == sum(counts["mode"] == mode for counts in told)
+    # Nobody is told the histogram: as many rounds accept at most n drafts as lie in the buckets up to n.
+    buckets = [gain[f"accepted_per_round_bucket{{{n}.0}}"] for n in range(K + 1)]
+    assert buckets == sorted(buckets) and buckets[-1] == rounds
+
+
+def test_metrics_stand_beside_sglangs_with_its_labels(lvspec_server: Server) -> None:
+    text = requests.get(lvspec_server.url + "/metrics", timeout=60).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    theirs = set(families["sglang:num_running_reqs"].samples[0].labels)
+    ours = {name: family for name, family in families.items() if name.startswith("lvspec:")}
+    assert {name.removeprefix("lvspec:") for name in ours} == {
+        "rounds", "drafted_tokens", "accepted_tokens", "bonus_tokens", "requests", "logprob_given_up",
+        "accepted_per_round", "request_divergence",
+    }  # fmt: skip
+    for family in ours.values():
+        assert family.documentation
+        for sample in family.samples:
+            assert set(sample.labels) - {"reason", "mode", "le"} == theirs - {"pid"}

@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 from tests.server.serving import Pair, Server, lvspec_args, start
+from tests.server.test_sight import assert_labels_fit_in_a_crowd
 from tests.server.test_strict_ids import accepted_per_round, outcome
 
 
@@ -56,14 +57,20 @@ def text_only_draft(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_chunk_ends_inside_videos_and_too_few_places(
-    pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict
+    pair: Pair, log_dir: Path, plain_server: Server, requests_by_name: dict, plain_answers: dict
 ) -> None:
-    """K = 3, prompts cut every 48 tokens (a video has 64), three places, and too few KV slots for all requests: some
-    are retracted and start again."""
+    """K = 3, prompts cut every 48 tokens (a video has 64), three places, and too few KV slots for three long answers:
+    some are retracted and start again."""
     args = ("--speculative-num-steps", "3", "--chunked-prefill-size", "48", "--max-running-requests", "3",
             "--max-total-tokens", "900", "--schedule-conservativeness", "0.1")  # fmt: skip
     with serving(pair.target, *lvspec_args(pair), *args, log=log_dir / "chunked.log") as server:
         assert_all_equal(server, requests_by_name, plain_answers)
+        stop = plain_answers["video"]["meta_info"]["finish_reason"]["matched"]
+        long = {name: endless(requests_by_name[name], stop) for name in ("text", "image", "video", "video_other")}
+        answers = assert_labels_fit_in_a_crowd(server, long)
+    assert sum(a["meta_info"]["num_retractions"] for a in answers.values()) > 0, "retraction was not seen at work"
+    expected = {name: outcome(plain_server.generate(request)) for name, request in long.items()}
+    assert {name: outcome(answer) for name, answer in answers.items()} == expected
 
 
 def test_one_drafted_token_a_round(pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict) -> None:
@@ -108,11 +115,18 @@ def test_two_ranks(pair: Pair, log_dir: Path, plain_server: Server, requests_by_
     plain_answers = {name: plain_server.generate(request) for name, request in requests_by_name.items()}
     with serving(pair.target, *lvspec_args(pair), "--tp-size", "2", log=log_dir / "tp2.log", env=env) as server:
         assert_all_equal(server, requests_by_name, plain_answers)
+        assert_labels_fit_in_a_crowd(server, requests_by_name)
         sampled = shortened(requests_by_name["video"])
         sampled["sampling_params"] |= {"temperature": 0.8, "ignore_eos": True}
         meta = server.generate(sampled)["meta_info"]
         assert meta["completion_tokens"] == TOKENS_ON_TWO_RANKS, "ranks that drew different tokens would hang"
         assert accepted_per_round(meta) > 0
+
+
+def endless(request: dict, stop: int) -> dict:
+    """The request, answered by 300 tokens. With `ignore_eos` SGLang would let in only as many as fit to their end."""
+    sampling = {**request["sampling_params"], "max_new_tokens": 300, "logit_bias": {str(stop): -100.0}}
+    return {**request, "sampling_params": sampling}
 
 
 def shortened(request: dict) -> dict:

@@ -12,6 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lvspec_kernels.row_choice import LARGEST
+
 TARGET = GPUTarget("cuda", 90, 32)
 CONTEXT = {"req_to_token_ptr": "*i32", "rows_ptr": "*i64", "is_visual_ptr": "*u8"}
 ROW = {"drafted_ptr": "*i64", "temperature_ptr": "*fp32", "numbers_ptr": "*fp32", "counts_ptr": "*i32"}
@@ -19,7 +21,6 @@ PARTS = {"parts_ptr": "*fp32"}
 TILES = {"D": 11, "NODES": 16, "BLOCK_CONTEXT": 64}
 MASS = {**TILES, "E": 80, "GROUP": 7, "BLOCK_E": 128}
 SIMILARITY = {**TILES, "TOP_N": 10, "TOP": 16, "BLOCK_HIDDEN": 128}
-LARGEST = 3.4028234663852886e38
 
 
 def compile_kernel(module: str, kernel: str, pointers: dict[str, str], constants: dict[str, Any]) -> None:
@@ -39,6 +40,14 @@ def main() -> None:
     ids = dict.fromkeys(("draft_token_ptr", "choice_ptr"), "*i64")
     results = dict.fromkeys(("predict_ptr", "accept_lens_ptr", "accept_index_ptr"), "*i32")
     compile_kernel("accept_chain", "_accept_chain_kernel", ids | results, {"BLOCK": 16})
+
+    ids["rows_ptr"] = "*i64"
+    names = ("care", "logprob", "relaxation", "log_floor", "max_share", "counts", "edges")
+    ids |= dict.fromkeys([f"{name}_ptr" for name in names], "*fp32")
+    names = ("window", "shift", "max_run", "tokens", "loosened")
+    ids |= dict.fromkeys([f"{name}_ptr" for name in names], "*i32") | {"is_allowed_ptr": "*u8", "label_ptr": "*i8"}
+    constants = {"BLOCK": 16, "BINS": 64, "MIN_SEEN": 8.0, "GRACE": 32.0}
+    compile_kernel("relax", "_relax_kernel", ids | results, constants)
 
     outputs = dict.fromkeys(("logprob_ptr", "gap_ptr", "mass_above_ptr", "entropy_ptr"), "*fp32")
     outputs |= {"choice_ptr": "*i64", "rank_ptr": "*i32"}

@@ -48,6 +48,9 @@ def main() -> None:
     ids |= dict.fromkeys([f"{name}_ptr" for name in names], "*i32") | {"is_allowed_ptr": "*u8", "label_ptr": "*i8"}
     constants = {"BLOCK": 16, "BINS": 64, "MIN_SEEN": 8.0, "GRACE": 32.0}
     compile_kernel("relax", "_relax_kernel", ids | results, constants)
+    # Triton makes constants of ones: nothing drafted, one bin.
+    constants |= {"D": 1, "BLOCK": 1, "N": 1, "BINS": 1}
+    compile_kernel("relax", "_relax_kernel", ids | results, constants)
 
     outputs = dict.fromkeys(("logprob_ptr", "gap_ptr", "mass_above_ptr", "entropy_ptr"), "*fp32")
     outputs |= {"choice_ptr": "*i64", "rank_ptr": "*i32"}

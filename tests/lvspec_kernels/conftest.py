@@ -9,6 +9,7 @@ import pytest
 import torch
 
 GARBAGE = -1_234_567  # no token, no index, no padding
+GARBAGE_LABEL = -123  # the same for eight bits
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     make: Callable[..., torch.Tensor] = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return make(*args, **kwargs).fill_(GARBAGE)
+        made = make(*args, **kwargs)
+        return made.fill_(GARBAGE_LABEL if made.dtype == torch.int8 else GARBAGE)
 
     monkeypatch.setattr(torch, "empty", poisoned)

@@ -220,6 +220,7 @@ def relax_triton(
             BINS=triton.next_power_of_2(num_bins),
             MIN_SEEN=MIN_SEEN,
             GRACE=GRACE,
+            enable_fp_fusion=False,  # rounds like the definition, so that a care on the threshold is decided alike
         )
     return Relaxed(predict, accept_lens, accept_index, label)
 
@@ -257,7 +258,7 @@ def _relax_kernel(
     row = tl.load(rows_ptr + request)
     relaxation = tl.load(relaxation_ptr + row)
     log_floor = tl.load(log_floor_ptr + row)
-    window = tl.load(window_ptr + row)
+    window = tl.where(relaxation > 0.0, tl.load(window_ptr + row), -1)  # no word is that near
     shift = tl.load(shift_ptr + row)
     max_share = tl.load(max_share_ptr + row)
     max_run = tl.load(max_run_ptr + row)
@@ -302,7 +303,6 @@ def _relax_kernel(
     drafted_near = tl.sum((is_near & (choice[:, None] == other_draft[None, :])).to(tl.int32), axis=1) > 0
     wanted_near = tl.sum((is_near & (draft[:, None] == other_choice[None, :])).to(tl.int32), axis=1) > 0
     is_shift = (drafted_near & ((shift & 1) > 0)) | (wanted_near & ((shift & 2) > 0))
-    is_shift = is_shift & (relaxation > 0.0)
     # Mismatches up to each draft, and the last match before it.
     is_before = other[None, :] <= node[:, None]
     other_match = (other < D - 1) & (other_draft == other_choice)

@@ -48,4 +48,6 @@ def make_relevance(scorer: str, calibration: Calibration | None = None) -> Relev
     assert scorer in ("attention", "combined"), scorer
     from sgl_lvspec.relevance.attention import AttentionRelevance
 
-    return AttentionRelevance((calibration and calibration.heads) or None)
+    if calibration is None or not calibration.heads:
+        return AttentionRelevance()
+    return AttentionRelevance(calibration.heads, calibration.bias)

@@ -1,4 +1,4 @@
-"""The `attention` scorer: the share of a state's attention that falls on visual slots, over chosen layers and heads.
+"""The `attention` scorer: from the shares of a state's attention that fall on visual slots, over chosen heads.
 
 Forward hooks on the target's `RadixAttention` modules (srt/layers/radix_attention.py) see the queries after the rotary
 embedding, with the new keys already in the pool, so any attention backend serves. They write into a buffer that exists
@@ -17,7 +17,7 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import visual_mass
-from sgl_lvspec.relevance.calibration import HeadWeight
+from sgl_lvspec.relevance.calibration import LOG_OFFSET, HeadWeight
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -36,20 +36,25 @@ class _HookedLayer:
     module: RadixAttention
     heads: torch.Tensor  # int64 [n], counted from the rank's first
     weights: torch.Tensor  # float32 [n]
+    log_weights: torch.Tensor | None  # float32 [n], None where all are 0
 
 
 class AttentionRelevance:
-    """Scores from 0 to 1: the weighted mean of the chosen heads' visual shares. Text-only contexts score 0.
+    """bias + the chosen heads' parts (see `HeadWeight`), or the mean visual share, from 0 to 1, of all heads.
 
     Args:
-        heads: query heads and their weights, above 0; their sum is scaled to 1. None: every head of every layer alike.
+        heads: query heads and their weights, as calibrated. None: every head of every layer alike.
+        bias: added to the sum.
         keeps_masses: also keep the share of every chosen head, for calibration on one rank (`read_masses`).
     """
 
     needs_states = False
 
-    def __init__(self, heads: Sequence[HeadWeight] | None = None, *, keeps_masses: bool = False) -> None:
+    def __init__(
+        self, heads: Sequence[HeadWeight] | None = None, bias: float = 0.0, *, keeps_masses: bool = False
+    ) -> None:
         self._chosen = heads
+        self._bias = bias
         self._keeps_masses = keeps_masses
         self._masses: torch.Tensor | None = None
         self._handles: list[Any] = []
@@ -67,7 +72,6 @@ class AttentionRelevance:
         layers = {m.layer_id: m for m in model_runner.model.modules() if isinstance(m, RadixAttention)}
         tp_group = get_parallel().tp_group
         weights = self._weights_by_layer(layers, tp_group.world_size)
-        total = sum(sum(of_layer.values()) for of_layer in weights.values())
         self._pool, self._table = model_runner.token_to_kv_pool, model_runner.req_to_token_pool
         self._is_visual = slots.is_visual
         device = slots.is_visual.device
@@ -84,7 +88,10 @@ class AttentionRelevance:
                 index,
                 module,
                 torch.tensor(list(local), dtype=torch.int64, device=device),
-                torch.tensor([w / total for w in local.values()], dtype=torch.float32, device=device),
+                torch.tensor([w.weight for w in local.values()], dtype=torch.float32, device=device),
+                torch.tensor([w.log_weight for w in local.values()], dtype=torch.float32, device=device)
+                if any(w.log_weight for w in local.values())
+                else None,
             )
             self._handles.append(module.register_forward_hook(partial(self._after_attention, layer)))
 
@@ -94,7 +101,7 @@ class AttentionRelevance:
         tp_group = get_parallel().tp_group
         if tp_group.world_size > 1:
             scores = tp_group.all_reduce(scores)
-        return scores.view(num_requests, width)
+        return scores.add_(self._bias).view(num_requests, width)
 
     def read_masses(self, num_requests: int, width: int) -> torch.Tensor:
         """Visual shares float32 [layers, B, D, heads] of the last verify forward, chosen layers and heads in order."""
@@ -131,17 +138,21 @@ class AttentionRelevance:
             layer.module.scaling,
         )
         scores.addmv_(mass, layer.weights)
+        if layer.log_weights is not None:
+            scores.addmv_((mass + LOG_OFFSET).log(), layer.log_weights)
         if self._masses is not None:
             self._masses[layer.index, :num_nodes, : len(layer.heads)] = mass
 
-    def _weights_by_layer(self, layers: dict[int, RadixAttention], tp_size: int) -> dict[int, dict[int, float]]:
-        """{layer: {head: weight}} of what was chosen, all of it there."""
+    def _weights_by_layer(self, layers: dict[int, RadixAttention], tp_size: int) -> dict[int, dict[int, HeadWeight]]:
+        """{layer: {head: weights}} of what was chosen, all of it there."""
         every = {layer_id: range(module.tp_q_head_num * tp_size) for layer_id, module in layers.items()}
         chosen = self._chosen
         if chosen is None:
-            chosen = [HeadWeight(layer_id, head, 1.0) for layer_id, heads in every.items() for head in heads]
-        weights: dict[int, dict[int, float]] = {}
-        for layer_id, head, weight in chosen:
+            share = 1.0 / sum(len(heads) for heads in every.values())
+            chosen = [HeadWeight(layer_id, head, share) for layer_id, heads in every.items() for head in heads]
+        weights: dict[int, dict[int, HeadWeight]] = {}
+        for chosen_head in chosen:
+            layer_id, head = chosen_head.layer, chosen_head.head
             if head not in every.get(layer_id, ()):
                 counts = sorted({len(heads) for heads in every.values()})
                 raise ValueError(
@@ -149,7 +160,7 @@ class AttentionRelevance:
                     f"{counts[-1]} query heads each; found layer {layer_id}, head {head}. "
                     "Calibrate for this target (`lvspec calibrate`), or drop --lvspec-calibration."
                 )
-            weights.setdefault(layer_id, {})[head] = weight
+            weights.setdefault(layer_id, {})[head] = chosen_head
         return weights
 
     def _refuse_unreadable(self, module: RadixAttention) -> None:

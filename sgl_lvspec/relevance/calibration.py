@@ -19,22 +19,25 @@ FORMAT = 1
 N_BINS = 32  # of equal share; a prior has one edge more
 # Ranges of scores, where nothing has been measured.
 RANGES = {"attention": (0.0, 1.0), "similarity": (-1.0, 1.0), "combined": (0.0, 1.0)}
-CALIBRATED_WEIGHT = 64.0  # drafted tokens that a measured prior counts as; about six rounds
+CALIBRATED_WEIGHT = 64.0  # mismatches that a measured prior counts as; an answer of a hundred tokens shows about 20
+LOG_OFFSET = 1e-3  # added to a share before its logarithm: a head that looks at no video says so, and no more
 
 
 class HeadWeight(NamedTuple):
-    """A query head of the target and its part in the score; heads are counted over all ranks."""
+    """A query head of the target and its part in the score: weight * m + log_weight * ln(m + LOG_OFFSET), m being the
+    share of its attention on visual slots. Heads are counted over all ranks."""
 
     layer: int
     head: int
     weight: float
+    log_weight: float = 0.0
 
 
 class Prior(NamedTuple):
     """What scores to expect before a request has shown its own.
 
-    `edges` are N_BINS + 1 quantiles (0, 1/N_BINS, ..., 1) of the score over drafted tokens, in ascending order;
-    `weight` is the number of tokens that this counts as.
+    `edges` are N_BINS + 1 quantiles (0, 1/N_BINS, ..., 1) of the care over drafted tokens that the target would not
+    have chosen, in ascending order; `weight` is the number of such tokens that this counts as.
     """
 
     edges: tuple[float, ...]
@@ -47,8 +50,10 @@ class Calibration:
 
     Attributes:
         target, draft: the pair that it was measured on.
-        heads: heads of the attention scorer, each once; empty means every head alike.
-        priors: for each scorer by name, N_BINS + 1 quantiles of its score over drafted tokens, ascending.
+        heads: heads of the attention scorer, each once; empty means the mean share of all heads.
+        bias: what is added to their parts. With heads, a score estimates how many nats the video adds to the
+            log-probability of the target's choice.
+        priors: for each scorer by name, N_BINS + 1 quantiles of its care over mismatching drafts, ascending.
         combined: parameters of the combined score by name.
         statistics: what it was made from: clips, tokens, date, versions.
     """
@@ -56,6 +61,7 @@ class Calibration:
     target: ModelIdentity
     draft: ModelIdentity
     heads: tuple[HeadWeight, ...] = ()
+    bias: float = 0.0
     priors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     combined: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, str | int | float] = field(default_factory=dict)
@@ -67,17 +73,19 @@ class Calibration:
             ValueError: in the form *required / found / do this*.
         """
         seen: set[tuple[int, int]] = set()
-        for layer, head, weight in self.heads:
+        for layer, head, *weights in self.heads:
             if not (0 <= layer < self.target.num_layers and 0 <= head < self.target.num_heads):
                 _refuse(
                     f"heads of the target ({self.target.num_layers} layers of {self.target.num_heads} heads)",
                     f"layer {layer}, head {head}",
                 )
-            if not (math.isfinite(weight) and weight > 0):
-                _refuse("weights above 0", f"{weight} for layer {layer}, head {head}")
+            if not all(map(math.isfinite, weights)):
+                _refuse("finite weights", f"{weights} for layer {layer}, head {head}")
             if (layer, head) in seen:
                 _refuse("each head once", f"layer {layer}, head {head} twice")
             seen.add((layer, head))
+        if not math.isfinite(self.bias):
+            _refuse("a finite bias", str(self.bias))
         for scorer, edges in self.priors.items():
             if scorer not in RANGES:
                 _refuse(f"priors of {', '.join(RANGES)}", repr(scorer))
@@ -165,7 +173,7 @@ def examine_calibration(
         served = identify(target, target_revision), identify(draft, draft_revision)
     except ValueError as error:
         return f"LVSPEC cannot tell whether {path} belongs to this pair of models: {error}"
-    for layer, head, _ in calibration.heads:
+    for layer, head, *_ in calibration.heads:
         if layer >= served[0].num_layers or head >= served[0].num_heads:
             raise ValueError(
                 f"A calibration file must name heads of the target ({served[0].num_layers} layers of "
@@ -184,9 +192,10 @@ def _from_document(document: Any) -> Calibration:
         target=_identity(fields["target"], "target"),
         draft=_identity(fields["draft"], "draft"),
         heads=tuple(
-            HeadWeight(_integer(layer, "layers"), _integer(head, "heads"), _number(weight, "weights"))
-            for layer, head, weight in _triples(fields["heads"])
+            HeadWeight(_integer(layer, "layers"), _integer(head, "heads"), *(_number(w, "weights") for w in weights))
+            for layer, head, *weights in _quadruples(fields["heads"])
         ),
+        bias=_number(fields["bias"], "the bias"),
         priors={
             name: tuple(_number(edge, f"the prior of {name}") for edge in _list(edges, f"the prior of {name}"))
             for name, edges in _object(fields["priors"], None, "priors").items()
@@ -226,10 +235,10 @@ def _list(value: Any, what: str) -> list[Any]:
     return value
 
 
-def _triples(value: Any) -> list[list[Any]]:
+def _quadruples(value: Any) -> list[list[Any]]:
     for entry in _list(value, "heads"):
-        if len(_list(entry, "each of heads")) != 3:
-            _refuse("layer, head and weight in each of heads", repr(entry)[:80])
+        if len(_list(entry, "each of heads")) != 4:
+            _refuse("layer, head, weight and log_weight in each of heads", repr(entry)[:80])
     return value
 
 

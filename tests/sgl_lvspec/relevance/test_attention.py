@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sgl_lvspec.relevance import Relevance, make_relevance
 from sgl_lvspec.relevance.attention import AttentionRelevance
-from sgl_lvspec.relevance.calibration import HeadWeight
+from sgl_lvspec.relevance.calibration import LOG_OFFSET, HeadWeight
 from tests.sgl_lvspec.relevance.target import (
     HEAD_WIDTH,
     KV_HEADS,
@@ -46,28 +46,29 @@ def after_a_round(target: Target) -> Target:
     return target
 
 
-def weighted_mean(masses: torch.Tensor, heads: list[HeadWeight]) -> torch.Tensor:
-    total = sum(weight for _, _, weight in heads)
-    parts = [masses[layer, :, :, head] * weight / total for layer, head, weight in heads]
-    return torch.stack(parts).sum(0)
+def weighted_sum(masses: torch.Tensor, heads: list[HeadWeight]) -> torch.Tensor:
+    parts = [masses[h.layer, :, :, h.head] * h.weight for h in heads]
+    logs = [(masses[h.layer, :, :, h.head] + LOG_OFFSET).log() * h.log_weight for h in heads]
+    return torch.stack(parts + logs).sum(0)
 
 
+BIAS = 0.125
 CHOICES: dict[str, list[HeadWeight]] = {
     "one": [HeadWeight(1, 2, 1.0)],
     "first-layer-left-out": [HeadWeight(2, 0, 1.0), HeadWeight(1, 3, 1.0)],
     "weights": [HeadWeight(0, 0, 2.0), HeadWeight(0, 3, 0.5), HeadWeight(2, 1, 7.0)],
-    "tiny": [HeadWeight(0, 1, 1e-3), HeadWeight(1, 1, 3e-3)],
+    "logs": [HeadWeight(0, 1, 0.0, 0.5), HeadWeight(1, 1, -2.0), HeadWeight(2, 3, 0.25, -0.75)],
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_score_is_the_weighted_mean_of_the_chosen_heads(name: str) -> None:
+def test_the_score_is_the_weighted_sum_of_the_chosen_heads(name: str) -> None:
     target = Target()
-    scorer = attached(AttentionRelevance(CHOICES[name]), target)
+    scorer = attached(AttentionRelevance(CHOICES[name], BIAS), target)
     after_a_round(target)
-    expected = weighted_mean(target.masses(ROWS, LENGTHS, IS_VISUAL), CHOICES[name])
+    expected = BIAS + weighted_sum(target.masses(ROWS, LENGTHS, IS_VISUAL), CHOICES[name])
     torch.testing.assert_close(scorer.read(3, WIDTH).double(), expected, rtol=0, atol=TOLERANCE)
-    assert expected[:2].min() > 0.05, "the contexts with a video have something to compare"
+    assert (expected[:2] - expected[2]).abs().min() > 1e-3, "the contexts with a video have something to compare"
 
 
 def test_without_a_choice_all_heads_of_all_layers_count_alike() -> None:
@@ -87,13 +88,13 @@ def test_a_context_without_a_video_scores_nothing() -> None:
 
 def test_a_later_round_replaces_the_scores_of_the_one_before() -> None:
     target = Target()
-    scorer = attached(AttentionRelevance(CHOICES["weights"]), target)
+    scorer = attached(AttentionRelevance(CHOICES["weights"], BIAS), target)
     after_a_round(target)
     before = scorer.read(3, WIDTH)
     kept = before.clone()
     target.verify([4], [LENGTHS[1] + 2])
     is_visual = [IS_VISUAL[1] + [False, False]]
-    expected = weighted_mean(target.masses([4], [LENGTHS[1] + 2], is_visual), CHOICES["weights"])
+    expected = BIAS + weighted_sum(target.masses([4], [LENGTHS[1] + 2], is_visual), CHOICES["weights"])
     torch.testing.assert_close(scorer.read(1, WIDTH).double(), expected, rtol=0, atol=TOLERANCE)
     assert torch.equal(before, kept), "what was read is the reader's own"
 

@@ -32,7 +32,8 @@ DRAFT = ModelIdentity("Qwen2_5_VLForConditionalGeneration", 128, 2, 2, 1152, "cd
 FULL = Calibration(
     TARGET,
     DRAFT,
-    heads=(HeadWeight(3, 0, 1.0), HeadWeight(0, 7, 0.25)),
+    heads=(HeadWeight(3, 0, 1.0), HeadWeight(0, 7, -0.25, 0.5)),
+    bias=0.75,
     priors={"attention": tuple(edge / 100 for edge in range(N_BINS + 1)), "similarity": (0.5,) * (N_BINS + 1)},
     combined={"slope": -2.5},
     statistics={"clips": 200, "tokens": 31_000, "date": "2026-11-21", "auc": 0.93},
@@ -45,7 +46,7 @@ calibrations = st.builds(
     draft=st.just(DRAFT),
     heads=st.lists(
         st.builds(
-            HeadWeight, st.integers(0, 3), st.integers(0, 7), st.floats(min_value=0, exclude_min=True, max_value=1e6)
+            HeadWeight, st.integers(0, 3), st.integers(0, 7), finite, finite
         ),
         unique_by=lambda entry: entry[:2],
         max_size=6,
@@ -80,15 +81,15 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "other format": (lambda d: d.update(format=2), "format 1; found 2"),
     "field missing": (lambda d: d.pop("draft"), "fields format, target, draft"),
     "field too many": (lambda d: d.update(lambda_=0.7), "found .*lambda_"),
-    "layer too high": (lambda d: d["heads"].append([4, 0, 1.0]), r"4 layers of 8 heads\); found layer 4, head 0"),
-    "head too high": (lambda d: d["heads"].append([0, 8, 1.0]), "found layer 0, head 8"),
-    "negative layer": (lambda d: d["heads"].append([-1, 0, 1.0]), "found layer -1, head 0"),
-    "head twice": (lambda d: d["heads"].append([3, 0, 2.0]), "layer 3, head 0 twice"),
-    "weight of zero": (lambda d: d["heads"].append([1, 0, 0.0]), "weights above 0; found 0.0"),
-    "weight as text": (lambda d: d["heads"].append([1, 0, "1"]), "numbers for weights; found '1'"),
-    "layer as a fraction": (lambda d: d["heads"].append([1.5, 0, 1]), "whole numbers for layers; found 1.5"),
-    "layer as a truth value": (lambda d: d["heads"].append([True, 0, 1]), "whole numbers for layers; found True"),
-    "pair instead of a triple": (lambda d: d["heads"].append([1, 0]), "layer, head and weight"),
+    "layer too high": (lambda d: d["heads"].append([4, 0, 1.0, 0.0]), r"4 layers of 8 heads\); found layer 4, head 0"),
+    "head too high": (lambda d: d["heads"].append([0, 8, 1.0, 0.0]), "found layer 0, head 8"),
+    "negative layer": (lambda d: d["heads"].append([-1, 0, 1.0, 0.0]), "found layer -1, head 0"),
+    "head twice": (lambda d: d["heads"].append([3, 0, 2.0, 0.0]), "layer 3, head 0 twice"),
+    "weight as text": (lambda d: d["heads"].append([1, 0, 1.0, "1"]), "numbers for weights; found '1'"),
+    "layer as a fraction": (lambda d: d["heads"].append([1.5, 0, 1, 1]), "whole numbers for layers; found 1.5"),
+    "layer as a truth value": (lambda d: d["heads"].append([True, 0, 1, 1]), "whole numbers for layers; found True"),
+    "weights missing": (lambda d: d["heads"].append([1, 0]), "layer, head, weight and log_weight"),
+    "bias as text": (lambda d: d.update(bias="0"), "numbers for the bias"),
     "heads as an object": (lambda d: d.update(heads={}), "a list for heads"),
     "prior of an unknown scorer": (lambda d: d["priors"].update(entropy=[0.0] * 33), "found 'entropy'"),
     "one quantile short": (lambda d: d["priors"]["attention"].pop(), "33 quantiles .* found 32"),
@@ -146,8 +147,10 @@ def test_numbers_beyond_floats_are_refused() -> None:
         dataclasses.replace(FULL, priors={"attention": (0.0,) * N_BINS + (float("inf"),)})
     with pytest.raises(ValueError, match="finite parameters"):
         dataclasses.replace(FULL, combined={"slope": float("nan")})
-    with pytest.raises(ValueError, match="weights above 0"):
+    with pytest.raises(ValueError, match="finite weights"):
         dataclasses.replace(FULL, heads=(HeadWeight(0, 0, float("inf")),))
+    with pytest.raises(ValueError, match="a finite bias"):
+        dataclasses.replace(FULL, bias=float("nan"))
 
 
 def test_a_file_of_this_pair_fits() -> None:
@@ -218,7 +221,7 @@ def test_a_measured_prior_counts_and_an_unmeasured_one_beside_it_does_not() -> N
 
 
 def test_the_chosen_heads_reach_the_scorer() -> None:
-    assert make_relevance("attention", FULL)._chosen == FULL.heads  # type: ignore[attr-defined]
+    assert vars(make_relevance("attention", FULL)).items() >= {"_chosen": FULL.heads, "_bias": 0.75}.items()
     every = dataclasses.replace(FULL, heads=())
     assert make_relevance("combined", every)._chosen is None, "no choice is every head"  # type: ignore[attr-defined]
 

@@ -67,7 +67,8 @@ def relax(
     * match: `draft_token[b, i] == choice[b, i - 1]`.
     * filler: care below the λ-quantile of the row's counts (linear within a bin) and log-probability at or above the
       floor. A row that has counted fewer than MIN_SEEN mismatches has no filler yet.
-    * shift: the target's choice is a draft at most `window` positions away, or the draft a choice at most `window` away.
+    * shift: the target's choice is a draft at most `window` positions away (SHIFT_DRAFT), or the draft a choice that
+      near (SHIFT_TARGET). Node 0 is no draft.
     * budget: with it, at most `max_share` of the committed tokens are loosened, and at most `max_run` in a row.
 
     Args:
@@ -326,7 +327,7 @@ def _relax_kernel(
     tl.store(label_ptr + at, label.to(tl.int8), mask=in_row)
 
     # What the request has shown.
-    is_counted = is_draft & (is_match == 0) & (care == care) & (node <= num_accepted)
+    is_counted = is_draft & (is_match == 0) & (care <= float("inf")) & (node <= num_accepted)  # NaN is not
     inner = tl.load(edges_ptr + 1 + bins, mask=bins < N - 1, other=float("inf"))
     of_bin = tl.sum(((care[:, None] >= inner[None, :]) & (bins < N - 1)[None, :]).to(tl.int32), axis=1)
     new = tl.sum(((of_bin[:, None] == bins[None, :]) & is_counted[:, None]).to(tl.float32), axis=0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sglang.srt.arg_groups.overrides import record_foreign_defaults
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
@@ -244,3 +245,9 @@ def test_engine_refuses_what_nobody_knows(
         flags.make_server_args(
             model_path="target", speculative_algorithm="LVSPEC", speculative_draft_model_path="draft", **kwargs
         )
+
+
+def test_settings_are_read_while_sglang_resolves_its_arguments(mended: list[Any]) -> None:
+    """`startup.validate` gets a stand-in; one that hid them would make every server strict without a word."""
+    server_args = _parse(*LVSPEC, "--lvspec-preset", "paper")
+    assert record_foreign_defaults(server_args, "lvspec", flags.config_of) == LVSpecConfig("paper")

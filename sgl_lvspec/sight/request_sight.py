@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec.sight.tally import NAMES, Tally, finite_or_none
+from sgl_lvspec.sight.tally import BONUS, NAMES, Tally, finite_or_none
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -50,7 +50,10 @@ def add_labels(req: Req, labels: Sequence[int], relevance: Sequence[float] | Non
         req.customized_info = {}
     names, scores = (req.customized_info.setdefault(key, []) for key in PER_TOKEN)
     names.extend(NAMES[label] for label in labels)
-    scores.extend([None] * len(labels) if relevance is None else map(_shown, relevance))
+    if relevance is None:
+        scores.extend([None] * len(labels))
+    else:
+        scores.extend(_shown(label, score) for label, score in zip(labels, relevance, strict=True))
 
 
 def mode_of(req: Req) -> dict[str, Any]:
@@ -70,6 +73,6 @@ def summary_of(req: Req) -> dict[str, Any]:
     return {**mode_of(req), **tally_of(req).summary()}
 
 
-def _shown(relevance: float) -> float | None:
-    """A float32 without the digits that it does not have; None for a token that was not scored."""
-    return finite_or_none(float(f"{relevance:.6g}"))
+def _shown(label: int, relevance: float) -> float | None:
+    """A float32 without the digits that it does not have; None for the target's own token: drafts are scored."""
+    return None if label == BONUS else finite_or_none(float(f"{relevance:.6g}"))

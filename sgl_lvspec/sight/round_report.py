@@ -7,6 +7,7 @@ at a grammar's end (srt/managers/auxiliary_output.py, srt/managers/scheduler_com
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -37,7 +38,7 @@ class RoundReport:
     """
 
     label: torch.Tensor | None  # int8 [B, D], as in `tally`, -1 where nothing is committed; None: all rows are strict
-    relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; NaN for a bonus
+    relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; anything for a bonus
     gap: torch.Tensor | None  # float32 [B, D], log p(target's choice) - log p(token); 0 for a match and a bonus
     accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
 
@@ -118,12 +119,18 @@ class HostRoundReport(HostReport):
     ) -> None:
         self.label, self.relevance, self.gap, self.accept_lens = label, relevance, gap, accept_lens
 
+    @functools.cached_property
+    def _rows(self) -> list[tuple[list[int], list[float] | None, list[float] | None, int]]:
+        """(labels, relevance, gaps, accepted drafts) of each row, padding included; read at once, which is cheaper."""
+        accepted = (self.accept_lens - 1).tolist()
+        labels = [[MATCH] * n + [BONUS] for n in accepted] if self.label is None else self.label.tolist()
+        none = [None] * len(accepted)
+        relevance, gaps = (none if part is None else part.tolist() for part in (self.relevance, self.gap))
+        return list(zip(labels, relevance, gaps, accepted, strict=True))
+
     def _row(self, row: int, count: int) -> tuple[list[int], list[float] | None, list[float] | None, int | None]:
-        accepted = int(self.accept_lens[row]) - 1
-        strict = [MATCH] * accepted + [BONUS]
-        labels = strict[:count] if self.label is None else self.label[row, :count].tolist()
-        relevance, gaps = (None if part is None else part[row, :count].tolist() for part in (self.relevance, self.gap))
-        return labels, relevance, gaps, accepted
+        labels, relevance, gaps, accepted = self._rows[row]
+        return labels[:count], relevance and relevance[:count], gaps and gaps[:count], accepted
 
 
 def attach(logits_output: LogitsProcessorOutput, report: RoundReport | PrefillReport) -> None:

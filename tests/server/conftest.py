@@ -60,6 +60,17 @@ def lvspec_server(pair: Pair, log_dir: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def loose_server(pair: Pair, log_dir: Path) -> Iterator[Server]:
+    """LVSPEC with the loosest preset and K = 10, four requests at a time."""
+    server = start(
+        pair.target, *lvspec_args(pair), "--lvspec-preset", "paper", "--max-running-requests", "4", "--enable-metrics",
+        log=log_dir / "loose.log",
+    )  # fmt: skip
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def videos(clips: Path) -> list[str]:
     """The sample clips as data URLs."""
     paths = sorted(clips.glob("*.mp4"))

@@ -94,10 +94,9 @@ def visual_mass_torch(
     position = torch.arange(longest, device=query.device)
     is_context = position < kv_lens[:, None]
     slots = torch.where(is_context, req_to_token[rows, :longest], 0).flatten()  # index_select wants a list
-    is_visual = is_visual.index_select(0, slots).view(is_context.shape) & is_context
+    visual = is_visual.index_select(0, slots).float().view(*is_context.shape, 1)
     limit = kv_lens[:, None] - (width - 1) + torch.arange(width, device=query.device)
     is_hidden = position >= limit[:, :, None]  # [B, D, L]
-    visual = is_visual[:, :, None].float()
 
     gathered: dict[int, torch.Tensor] = {}  # [B, L, E] of a KV head
     for column, head in enumerate(heads.tolist()):

@@ -2,24 +2,23 @@
 
     choice, logits ─► row_choice: log-probability, gap, rank       relevance (rides on the verify forward)
                           └──────────────► care ◄──────────────────────┘
-    care, floor, protected tokens, the request's own filters ─► relax ─► commit and labels
+    care, floor, protected tokens, the request's own filters ─► decision ─► commit and labels
 
 One object a worker (`worker.LVSpecWorker.loose_rule`). Never waits for the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from sglang.srt.runtime_context import get_parallel
 
-from lvspec_kernels.relax import FILLER, SHIFT, Relaxed, relax
 from lvspec_kernels.row_choice import row_choice
 from sgl_lvspec.relevance.calibration import default_prior
 from sgl_lvspec.relevance.care import Care
-from sgl_lvspec.verification.protected import DIGIT, PROTECTED, token_classes
+from sgl_lvspec.verification.decision import Decided, Decision, drafted_after
+from sgl_lvspec.verification.protected import token_classes
 from sgl_lvspec.verification.rows import RequestRows
 
 if TYPE_CHECKING:
@@ -31,21 +30,13 @@ if TYPE_CHECKING:
     from sgl_lvspec.relevance.calibration import Calibration
 
 
-@dataclass(frozen=True)
-class Decided:
-    """A round under the loose rule; strict rows in it commit what `accept_chain` would."""
-
-    relaxed: Relaxed
-    relevance: torch.Tensor  # float32 [B, D], of the token committed after each node
-    gap: torch.Tensor  # float32 [B, D], log p(target's likeliest) - log p(token) of loosened tokens, 0 for others
-
-
 class LooseRule:
     """Decides rounds that hold at least one loose request."""
 
     def __init__(self, rows: RequestRows, relevance: Relevance, care: Care, token_class: torch.Tensor) -> None:
         """Bind the tables: `token_class` uint8 [V] is what `protected.token_classes` built."""
-        self.rows, self._relevance, self._care, self._token_class = rows, relevance, care, token_class
+        self.rows, self._relevance = rows, relevance
+        self._decision = Decision(rows, care, token_class)
 
     @classmethod
     def beside(
@@ -86,8 +77,7 @@ class LooseRule:
         """
         num_requests, width = draft_token.shape
         rows = req_pool_indices.long()
-        no_draft = torch.full_like(draft_token[:, :1], -1)
-        drafted = torch.cat([draft_token[:, 1:], no_draft], dim=1)  # the token drafted after each node
+        drafted = drafted_after(draft_token)
         temperature = None
         if not sampling_info.is_all_greedy:
             temperature = sampling_info.temperatures.view(-1).repeat_interleave(width)
@@ -96,32 +86,7 @@ class LooseRule:
         logprob, gap = (part.view(num_requests, width) for part in (seen.logprob, seen.gap))
         may_loosen = self._within_filters(seen.rank, seen.mass_above, seen.gap, sampling_info, width)
         relevance, logprob, gap, may_loosen = _from_first_rank(relevance, logprob, gap, may_loosen)
-        is_allowed = (may_loosen > 0) & self._is_ordinary(drafted, rows) & self._is_ordinary(choice, rows)
-
-        def of_draft(after_node: torch.Tensor) -> torch.Tensor:
-            """Values at the node before a draft, moved to the draft's own node."""
-            return after_node.roll(1, dims=1)
-
-        relaxed = relax(
-            draft_token,
-            choice,
-            of_draft(self._care(relevance, gap)),
-            of_draft(logprob),
-            of_draft(is_allowed),
-            rows,
-            self.rows.rules,
-            self.rows.state,
-            self.rows.edges,
-        )
-        is_loosened = (relaxed.label == FILLER) | (relaxed.label == SHIFT)
-        return Decided(relaxed, relevance, torch.where(is_loosened, gap, 0.0))
-
-    def _is_ordinary(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Whether tokens [B, D] (-1: none) are neither protected by the rule nor a stop of their own request."""
-        classes = self._token_class[tokens.clamp_min(0)]
-        is_digit = (classes == DIGIT) & self.rows.protects_digits[rows][:, None]
-        is_stop = (tokens[:, :, None] == self.rows.stop_tokens[rows][:, None, :]).any(dim=2)
-        return (classes != PROTECTED) & ~is_digit & ~is_stop
+        return self._decision(draft_token, choice, relevance, logprob, gap, may_loosen > 0, rows)
 
     @staticmethod
     def _within_filters(

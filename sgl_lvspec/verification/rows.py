@@ -7,6 +7,7 @@ owner can reach a verified round; a retracted request takes its state along (`sa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,24 +69,33 @@ class RequestRows:
                 setattr(req, RULE, RequestRule.of(req, self._config))
         found: list[RequestRule] = [getattr(req, RULE) for req in batch.reqs]
         rows = batch.req_pool_indices.long()
-        numbers = _to_device([_numbers(each.rule) for each in found], torch.float64, rows.device)
-        for table, column in zip(self.rules, numbers.unbind(dim=1), strict=True):
-            table[rows] = column.to(table.dtype)
-        stops = [padded_stop_tokens(req.sampling_params.stop_token_ids) for req in batch.reqs]
-        self.stop_tokens[rows] = _to_device(stops, torch.int64, rows.device)
-        digits = [each.rule.protect_digits for each in found]
-        self.protects_digits[rows] = _to_device(digits, torch.bool, rows.device)
-
-        self.state.counts[rows] = self._prior
-        # The prefill's own token is not counted by a round.
-        committed = [len(req.output_ids) + 1 for req in batch.reqs]
-        self.state.tokens[rows] = _to_device(committed, torch.int32, rows.device)
-        self.state.loosened[rows] = 0
+        self.fill(
+            rows,
+            [each.rule for each in found],
+            [padded_stop_tokens(req.sampling_params.stop_token_ids) for req in batch.reqs],
+            [len(req.output_ids) + 1 for req in batch.reqs],  # the prefill's own token is not counted by a round
+        )
         for row, req in zip(rows, batch.reqs, strict=True):
             saved: StateRows | None = getattr(req, _STATE, None)
             if saved is not None:
                 self.state.counts[row] = saved.counts
                 self.state.loosened[row] = saved.loosened
+
+    def fill(
+        self, rows: torch.Tensor, rules: Sequence[Rule], stop_tokens: Sequence[list[int]], committed: Sequence[int]
+    ) -> None:
+        """Write the rows int64 [B] of requests that have shown nothing yet but `committed` tokens each.
+
+        `stop_tokens` are as `padded_stop_tokens` gives them.
+        """
+        numbers = _to_device([_numbers(rule) for rule in rules], torch.float64, rows.device)
+        for table, column in zip(self.rules, numbers.unbind(dim=1), strict=True):
+            table[rows] = column.to(table.dtype)
+        self.stop_tokens[rows] = _to_device(stop_tokens, torch.int64, rows.device)
+        self.protects_digits[rows] = _to_device([rule.protect_digits for rule in rules], torch.bool, rows.device)
+        self.state.counts[rows] = self._prior
+        self.state.tokens[rows] = _to_device(committed, torch.int32, rows.device)
+        self.state.loosened[rows] = 0
 
     def save(self, *, req: Req, **_kwargs: Any) -> None:
         """BEFORE hook on `release_req` (srt/managers/schedule_batch.py:2360): a retracted request keeps its state."""
@@ -117,6 +127,6 @@ def _numbers(rule: Rule) -> tuple[float, ...]:
     )
 
 
-def _to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     host = torch.tensor(values, dtype=dtype)
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,96 @@
+"""The rule applied to a round whose numbers are known: care, protected tokens, the request's rows, `relax`.
+
+    relevance, gap ─► care ──────┐
+    protected tokens, filters ───┼─► relax ─► commit and labels
+    rules and states (rows) ─────┘
+
+Imports nothing of SGLang: `loose.LooseRule` brings the numbers of a server's round, `bench.fidelity` those of a round
+run offline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lvspec_kernels.relax import FILLER, SHIFT, Relaxed, relax
+from sgl_lvspec.relevance.care import Care
+from sgl_lvspec.verification.protected import DIGIT, PROTECTED
+from sgl_lvspec.verification.rows import RequestRows
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A round under the loose rule; strict rows in it commit what `accept_chain` would."""
+
+    relaxed: Relaxed
+    relevance: torch.Tensor  # float32 [B, D], of the token committed after each node
+    gap: torch.Tensor  # float32 [B, D], log p(target's likeliest) - log p(token) of loosened tokens, 0 for others
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The tables that a round is decided by.
+
+    Attributes:
+        care: of the server's scorer.
+        token_class: uint8 [V], what `protected.token_classes` built.
+    """
+
+    rows: RequestRows
+    care: Care
+    token_class: torch.Tensor
+
+    def __call__(
+        self,
+        draft_token: torch.Tensor,
+        choice: torch.Tensor,
+        relevance: torch.Tensor,
+        logprob: torch.Tensor,
+        gap: torch.Tensor,
+        may_loosen: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> Decided:
+        """Apply every row's own rule; the rows' states change.
+
+        Args:
+            draft_token: int64 [B, D], root and chain.
+            choice: int64 [B, D], the target's at every node.
+            relevance: float32 [B, D], of the state at each node, which predicts the token after it.
+            logprob, gap: float32 [B, D], of the token drafted after each node, as `row_choice` gives them.
+            may_loosen: bool [B, D], whether the request's own sampling filters keep that token.
+            rows: int64 [B], the requests' rows.
+        """
+        drafted = drafted_after(draft_token)
+        is_allowed = may_loosen & self.is_ordinary(drafted, rows) & self.is_ordinary(choice, rows)
+
+        def of_draft(after_node: torch.Tensor) -> torch.Tensor:
+            """Values at the node before a draft, moved to the draft's own node."""
+            return after_node.roll(1, dims=1)
+
+        relaxed = relax(
+            draft_token,
+            choice,
+            of_draft(self.care(relevance, gap)),
+            of_draft(logprob),
+            of_draft(is_allowed),
+            rows,
+            self.rows.rules,
+            self.rows.state,
+            self.rows.edges,
+        )
+        is_loosened = (relaxed.label == FILLER) | (relaxed.label == SHIFT)
+        return Decided(relaxed, relevance, torch.where(is_loosened, gap, 0.0))
+
+    def is_ordinary(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Whether tokens [B, D] (-1: none) are neither protected by the rule nor a stop of their own request."""
+        classes = self.token_class[tokens.clamp_min(0)]
+        is_digit = (classes == DIGIT) & self.rows.protects_digits[rows][:, None]
+        is_stop = (tokens[:, :, None] == self.rows.stop_tokens[rows][:, None, :]).any(dim=2)
+        return (classes != PROTECTED) & ~is_digit & ~is_stop
+
+
+def drafted_after(draft_token: torch.Tensor) -> torch.Tensor:
+    """The token drafted after each node, int64 [B, D]; -1 after the last."""
+    return torch.cat([draft_token[:, 1:], torch.full_like(draft_token[:, :1], -1)], dim=1)

@@ -27,7 +27,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-round check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -59,6 +59,9 @@ doctor: environment  ## Check versions, seams and models in one screen
 
 test: environment  ## Run all tests, those that start servers last
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest $(ARGS)
+
+bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
+	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
 	@failed=0; \

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from demo.provenance import provenance
 from tqdm import tqdm
 
+from demo.provenance import provenance
 from lvspec_kernels import relax, row_choice, visual_mass, visual_similarity
 from lvspec_kernels.relax import RuleRows, StateRows
 

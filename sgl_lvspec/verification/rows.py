@@ -99,8 +99,8 @@ class RequestRows:
 
     def save(self, *, req: Req, **_kwargs: Any) -> None:
         """BEFORE hook on `release_req` (srt/managers/schedule_batch.py:2360): a retracted request keeps its state."""
-        if req.req_pool_idx is not None and rule_of(req) is not None:
-            row = int(req.req_pool_idx)
+        row = req.kv.req_pool_idx
+        if row is not None and rule_of(req) is not None:
             setattr(req, _STATE, StateRows(*(part[row].clone() for part in self.state)))
 
 

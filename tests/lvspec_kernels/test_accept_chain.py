@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lvspec_kernels import accept_chain
+from tests.lvspec_kernels.sglang_walk import sglang_greedy_walk
 
 module = importlib.import_module("lvspec_kernels.accept_chain")
 
@@ -153,26 +154,9 @@ def test_the_inputs_are_left_unchanged(implementation: Implementation, device: s
 
 @pytest.mark.parametrize("width", [2, 11], ids="D{}".format)
 def test_sglangs_own_greedy_walk_of_a_chain_commits_the_same(width: int, device: str) -> None:
-    """On CPU SGLang calls the CPU engine's walk, on a GPU its CUDA kernel."""
     pytest.importorskip("sgl_kernel", reason="compares with SGLang, which needs its kernels to be imported")
-    from sglang.kernels.ops.speculative.spec_tree import verify_tree_greedy_func
-
     draft, choice = (ids.to(device) for ids in chains(64, width))
-    nodes = torch.arange(64 * width, device=device).view(64, width)
-    has_child = torch.arange(width, device=device) + 1 < width
-    next_node = torch.where(has_child, torch.arange(1, width + 1, device=device), -1).repeat(64, 1)
-    predict, accept_index, num_correct_drafts = verify_tree_greedy_func(
-        predicts=torch.zeros(64 * width, dtype=torch.int32, device=device),
-        accept_index=torch.full((64, width), -1, dtype=torch.int32, device=device),
-        accept_token_num=torch.empty(64, dtype=torch.int32, device=device),
-        candidates=draft,
-        retrieve_index=nodes,
-        retrieve_next_token=next_node,
-        retrieve_next_sibling=torch.full_like(nodes, -1),
-        target_predict=choice,
-        topk=1,
-    )
-    assert_same(accept_chain(draft, choice), (predict, num_correct_drafts + 1, accept_index))
+    assert_same(accept_chain(draft, choice), sglang_greedy_walk(draft, choice))
 
 
 @pytest.mark.parametrize(

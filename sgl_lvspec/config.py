@@ -14,6 +14,7 @@ from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Ru
 VIDEO_TIMES = ("fixed", "upstream")
 SCORERS = ("attention", "similarity", "combined")
 DEFAULT_SCORER = "attention"
+INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
 
@@ -29,7 +30,9 @@ class LVSpecConfig:
         relaxation, floor, window, shift, max_share, max_run, protect_digits: in place of the preset's value, see
             `presets.Rule`. `max_run` also takes "none", `protect_digits` also "on" and "off".
         scorer: how visual relevance is found.
-        calibration: file that `lvspec calibrate` wrote for this pair of models.
+        calibration: file that `lvspec calibrate` wrote for this pair of models; "none" also leaves out the one that
+            lies in the target's folder.
+        probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
     preset: str = DEFAULT_PRESET
@@ -43,6 +46,7 @@ class LVSpecConfig:
     protect_digits: bool | str | None = None
     scorer: str = DEFAULT_SCORER
     calibration: str | None = None
+    probe: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("preset", self.preset, tuple(PRESETS))
@@ -73,7 +77,7 @@ class LVSpecConfig:
         unknown = sorted(set(options) - known)
         if unknown:
             raise ValueError(
-                f"LVSPEC knows the settings {', '.join(sorted(known))}; found {', '.join(unknown)}. "
+                f"LVSPEC knows the settings {', '.join(sorted(known - {*INTERNAL}))}; found {', '.join(unknown)}. "
                 "Correct the name (flags are --lvspec-NAME, keyword arguments lvspec_NAME)."
             )
         return cls(**{name: value for name, value in options.items() if value is not None})

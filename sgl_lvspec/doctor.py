@@ -21,7 +21,7 @@ from pathlib import Path
 from sgl_lvspec import SGLANG_TESTED, __version__
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts, read_tokenizer, tokenizer_misfit
-from sgl_lvspec.relevance.calibration import examine_calibration
+from sgl_lvspec.relevance.calibration import examine_calibration, find_calibration
 from sgl_lvspec.seams import SEAMS, Seam, SourceTree, find_broken
 
 ENTRY_GROUP, ENTRY_NAME = "sglang.srt.plugins", "lvspec"
@@ -251,14 +251,15 @@ def _examine_pair(target: ModelFacts, draft: ModelFacts, trust_remote_code: bool
 
 
 def _examine_calibration(paths: ModelPaths) -> Iterator[Finding]:
-    if paths.calibration is None:
+    calibration = find_calibration(paths.calibration, str(paths.target))
+    if calibration is None:
         return
     try:
-        misfit = examine_calibration(Path(paths.calibration), str(paths.target), str(paths.draft))
+        misfit = examine_calibration(Path(calibration), str(paths.target), str(paths.draft))
     except ValueError as error:
         misfit = str(error)
     if misfit is None:
-        yield Finding("models", "calibration", f"{paths.calibration}: of this pair")
+        yield Finding("models", "calibration", f"{calibration}: of this pair")
     else:
         yield Finding("models", "calibration", *_found_and_remedy(misfit))
 

@@ -7,11 +7,13 @@ because SGLang offers a plugin no way to declare a field. Called by `plugin.load
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec.config import DEFAULT_SCORER, SCORERS, VIDEO_TIMES, LVSpecConfig, flag_of
 from sgl_lvspec.presets import DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
+from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, find_calibration
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -39,7 +41,8 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lvspec-calibration",
         metavar="FILE",
-        help="What `lvspec calibrate` measured for this pair of models.",
+        help=f"What `lvspec calibrate` measured for this pair of models; where the preset loosens, {FILE_NAME} in the "
+        f"target's folder unless named. {NO_FILE}: do without.",
     )
     group.add_argument(
         "--lvspec-video-time",
@@ -127,6 +130,8 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
             f"Name the algorithm or drop {', '.join(ours)}."
         )
     config = LVSpecConfig.from_options(options)
+    if config.calibration is not None or config.allows_loose:
+        config = dataclasses.replace(config, calibration=find_calibration(config.calibration, server_args.model_path))
     if config.calibration is not None and not Path(config.calibration).is_file():
         raise ValueError(
             f"{flag_of('calibration')} must name a file; found none at {config.calibration}. "

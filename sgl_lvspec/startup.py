@@ -165,6 +165,7 @@ def _examine_calibration(server_args: ServerArgs) -> None:
     path = config_of(server_args).calibration
     if path is None:
         return
+    logger.info("LVSPEC: calibration %s.", path)
     warning = examine_calibration(
         Path(path),
         server_args.model_path,

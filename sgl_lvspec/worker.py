@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec import late_hooks
+from sgl_lvspec.calibrate.probe import Probe
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
@@ -44,6 +45,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         calibration: what was measured for this pair of models (checked by `startup`); None where no file was named.
         relevance: the scorer, riding on the target's verify forward; None where every request is strict.
         loose_rule: decides rounds with loose requests in them; None where every request is strict.
+        probe: measures for a calibration; None on a server that clients use.
     """
 
     _draft_worker: ChainDraftWorker
@@ -51,6 +53,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     calibration: Calibration | None = None
     relevance: Relevance | None = None
     loose_rule: LooseRule | None = None
+    probe: Probe | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
     _hosts_draft = True
@@ -73,11 +76,13 @@ class LVSpecWorker(StandaloneWorkerV2):
         runner, config = self.target_worker.model_runner, config_of(self.server_args)
         self.calibration = read_calibration(Path(config.calibration)) if config.calibration else None
         self.relevance = make_relevance(config.scorer, self.calibration) if config.allows_loose else None
-        needs_states = self.relevance is not None and self.relevance.needs_states
+        needs_states = config.probe or (self.relevance is not None and self.relevance.needs_states)
         state_width = runner.model_config.hidden_size if needs_states else None
         self.slots = SlotTables.beside(self.token_to_kv_pool_allocator, state_width)
+        max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
+        if config.probe:
+            self.probe = Probe.beside(runner, self.slots, max_nodes)
         if self.relevance is not None:
-            max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
             self.relevance.attach(runner, self.slots, max_nodes)
             self.loose_rule = LooseRule.beside(self.target_worker, self.relevance, config, self.calibration)
             # A retracted request is prefilled again and goes on as it was.
@@ -94,6 +99,8 @@ class LVSpecWorker(StandaloneWorkerV2):
             setattr(batch.spec_info, LOOSE_RULE, self.loose_rule)
         result = super().verify(batch, *args, **kwargs)
         round_report.attach_strict(result.logits_output, result.accept_lens)
+        if self.probe is not None and not batch.forward_mode.is_idle():
+            self.probe.report_round(batch.spec_info, result.logits_output, self.speculative_num_draft_tokens)
         return result
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
@@ -104,4 +111,6 @@ class LVSpecWorker(StandaloneWorkerV2):
         with self._draft_worker.reading_prompt(batch):
             result = super()._forward_prefill_batch(batch, *args, **kwargs)
         round_report.attach(result.logits_output, round_report.PrefillReport())
+        if self.probe is not None:
+            self.probe.report_prefill(result.logits_output)
         return result

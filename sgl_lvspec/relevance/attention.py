@@ -158,7 +158,7 @@ class AttentionRelevance:
                 raise ValueError(
                     f"The attention scorer needs heads that the target has: layers {min(every)} to {max(every)} with "
                     f"{counts[-1]} query heads each; found layer {layer_id}, head {head}. "
-                    "Calibrate for this target (`lvspec calibrate`), or drop --lvspec-calibration."
+                    "Calibrate for this target (`lvspec calibrate`), or set --lvspec-calibration none."
                 )
             weights.setdefault(layer_id, {})[head] = chosen_head
         return weights

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 from sgl_lvspec.relevance.identity import ModelIdentity, identify
 
 FORMAT = 1
+FILE_NAME = "lvspec.json"  # in the target's folder, where a server looks for it
+NO_FILE = "none"  # named in its place: read none
 N_BINS = 32  # of equal share; a prior has one edge more
 # Ranges of scores, where nothing has been measured.
 RANGES = {"attention": (0.0, 1.0), "similarity": (-1.0, 1.0), "combined": (0.0, 1.0)}
@@ -113,8 +115,8 @@ class Calibration:
             if different:
                 return (
                     f"The calibration file must be of this pair of models; found one of another {role} "
-                    f"({', '.join(different)}). Calibrate for this pair (`lvspec calibrate`), or drop "
-                    "--lvspec-calibration."
+                    f"({', '.join(different)}). Calibrate for this pair (`lvspec calibrate`), or set "
+                    "--lvspec-calibration none."
                 )
         return None
 
@@ -160,6 +162,19 @@ def read_calibration(path: Path) -> Calibration:
         raise ValueError(f"{path}: {error}") from error
 
 
+def find_calibration(named: str | None, target: str) -> str | None:
+    """The file that a server reads: the named one, or else the one in the target's folder.
+
+    Args:
+        named: a path, NO_FILE for none at all, or None where the user named nothing.
+        target: the model's path; one of a repository of the Hugging Face Hub has no such folder.
+    """
+    if named is not None:
+        return None if named == NO_FILE else named
+    beside = Path(target) / FILE_NAME
+    return str(beside) if beside.is_file() else None
+
+
 def examine_calibration(
     path: Path, target: str, draft: str, target_revision: str | None = None, draft_revision: str | None = None
 ) -> str | None:
@@ -178,7 +193,7 @@ def examine_calibration(
             raise ValueError(
                 f"A calibration file must name heads of the target ({served[0].num_layers} layers of "
                 f"{served[0].num_heads} heads); found layer {layer}, head {head} in {path}. Calibrate for this target "
-                "(`lvspec calibrate`), or drop --lvspec-calibration."
+                "(`lvspec calibrate`), or set --lvspec-calibration none."
             )
     return calibration.misfit(*served)
 

@@ -259,7 +259,7 @@ def test_a_calibration_file_of_other_models_is_to_mend(pair: ModelPaths, tmp_pat
     path = write_calibration_of(draft, draft, tmp_path / "other.json")
     [finding] = _wrong(doctor.examine_models(ModelPaths(target, draft, calibration=path)))
     assert "found one of another target" in finding.value
-    assert finding.remedy == "Calibrate for this pair (`lvspec calibrate`), or drop --lvspec-calibration."
+    assert finding.remedy == "Calibrate for this pair (`lvspec calibrate`), or set --lvspec-calibration none."
 
 
 def test_a_calibration_file_that_cannot_be_read_is_to_mend(pair: ModelPaths, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem, MultimodalInputs, Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from sgl_lvspec.config import LVSpecConfig, flag_of
+from sgl_lvspec.config import INTERNAL, LVSpecConfig, flag_of
 from sgl_lvspec.presets import NAMES, PRESETS, Rule
 from sgl_lvspec.verification import settings
 from sgl_lvspec.verification.settings import RequestRule, read_settings
@@ -314,5 +314,5 @@ def test_the_readme_lists_every_setting() -> None:
     flags = {cell.strip(" `") for cell, _, _ in rows} - {""}
     keys = {cell.strip(" `") for _, cell, _ in rows} - {""}
     assert keys == set(settings.SETTINGS)
-    server = {field.name for field in dataclasses.fields(LVSpecConfig)} - {"video_time"}
+    server = {field.name for field in dataclasses.fields(LVSpecConfig)} - {"video_time", *INTERNAL}
     assert flags == {flag_of(name) for name in server}

@@ -207,7 +207,7 @@ def random_setup(num_requests: int, width: int, num_bins: int = 32, seed: int = 
     rows = torch.randperm(num_rows, generator=rng)[:num_requests]
     edges = torch.rand(num_bins + 1, generator=rng).sort().values
     rules = RuleRows(
-        among([0.0, 0.3, 0.7, 0.9, 1.0], num_rows),
+        among([0.0, 0.25, 0.3, 0.5, 0.7, 0.9, 1.0], num_rows),
         among([-math.inf, -3.0, -1.0], num_rows),
         among([0, 1, 2, 3, 20], num_rows).to(torch.int32),
         among([0, 1, 2, 3, 3], num_rows).to(torch.int32),

@@ -141,17 +141,24 @@ def test_rounds_in_sequence_follow_the_rule(implementation: Implementation, devi
 ROOT, FREE = 90, 91  # tokens that nobody else says
 
 
-def one_row(implementation: Implementation, draft: list[int], choice: list[int], **changed: float) -> list[int]:
+def one_row(
+    implementation: Implementation,
+    draft: list[int],
+    choice: list[int],
+    counts: list[float] | None = None,
+    **changed: float,
+) -> list[int]:
     """Labels of one round of drafts (without the root), of which no care and no budget stands in the way.
 
-    `changed` are fields of RuleRows and StateRows, and `care` and `logprob` of all drafts.
+    `counts` lie in bins of equal width from 0 to 1. `changed` are fields of RuleRows and StateRows, `care` and `logprob`
+    of all drafts, and how many mismatches were `seen` in a flat histogram.
     """
     width = len(draft) + 1
     rules = {"relaxation": 0.5, "log_floor": -5.0, "window": 0, "shift": 3, "max_share": 1.0, "max_run": 2**31 - 1}
     rules |= {name: value for name, value in changed.items() if name in rules}
     whole = ("window", "shift", "max_run", "tokens", "loosened")
     row = {name: torch.tensor([value], dtype=torch.int32 if name in whole else None) for name, value in rules.items()}
-    seen = torch.tensor([[changed.get("seen", 8.0) / 2] * 2])
+    seen = torch.tensor([counts or [changed.get("seen", 8.0) / 2] * 2])
     tokens, loosened = (torch.tensor([int(changed.get(name, 0))], dtype=torch.int32) for name in whole[3:])
     nodes = Round(
         torch.tensor([[ROOT, *draft]]),
@@ -161,7 +168,7 @@ def one_row(implementation: Implementation, draft: list[int], choice: list[int],
         torch.ones(1, width, dtype=torch.bool),
     )
     state = StateRows(seen, tokens, loosened)
-    setup = Setup(nodes, torch.tensor([0]), RuleRows(**row), state, torch.tensor([0.0, 0.5, 1.0]))
+    setup = Setup(nodes, torch.tensor([0]), RuleRows(**row), state, torch.linspace(0, 1, seen.shape[1] + 1))
     relaxed = implementation(*setup.to("cuda" if torch.cuda.is_available() else "cpu").arguments())
     return relaxed.label[0].tolist()
 
@@ -199,6 +206,28 @@ def test_a_filler_is_below_the_threshold_and_above_the_floor_and_within_budget(
 ) -> None:
     labels = one_row(implementation, [1], [2, FREE], **changed)
     assert labels == ([1, 3] if is_filler else [3, -1])
+
+
+@pytest.mark.parametrize(
+    ("relaxation", "threshold"),
+    [
+        (0.125, 0.125 / 2),
+        (0.25, 0.125),
+        (0.5, 0.25),
+        (0.5625, 0.75 + 0.25 / 8),
+        (0.75, 0.875),
+        (0.999, 0.75 + 0.998 / 4),
+    ],
+    ids="{:.4g}".format,
+)
+def test_the_threshold_has_the_share_of_the_counts_below_it(
+    implementation: Implementation, relaxation: float, threshold: float
+) -> None:
+    """Of two filled bins with a gap between them: the half is reached where the first one ends."""
+    for care, label in ((threshold - 1e-5, 1), (threshold + 1e-5, 3)):
+        counts = [8.0, 0.0, 0.0, 8.0]
+        labels = one_row(implementation, [1], [2, FREE], counts=counts, relaxation=relaxation, care=care)
+        assert labels[0] == label, f"care {care}"
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ def one_row(
 ) -> list[int]:
     """Labels of one round of drafts (without the root), of which no care and no budget stands in the way.
 
-    `counts` lie in bins of equal width from 0 to 1. `changed` are fields of RuleRows and StateRows, `care` and `logprob`
-    of all drafts, and how many mismatches were `seen` in a flat histogram.
+    `counts` lie in bins of equal width from 0 to 1. `changed` are fields of RuleRows and StateRows, `care` and
+    `logprob` of all drafts, and how many mismatches were `seen` in a flat histogram.
     """
     width = len(draft) + 1
     rules = {"relaxation": 0.5, "log_floor": -5.0, "window": 0, "shift": 3, "max_share": 1.0, "max_run": 2**31 - 1}
@@ -214,9 +214,9 @@ def test_a_filler_is_below_the_threshold_and_above_the_floor_and_within_budget(
         (0.125, 0.125 / 2),
         (0.25, 0.125),
         (0.5, 0.25),
-        (0.5625, 0.75 + 0.25 / 8),
+        (0.5625, 0.78125),
         (0.75, 0.875),
-        (0.999, 0.75 + 0.998 / 4),
+        (0.999, 0.9995),
     ],
     ids="{:.4g}".format,
 )

@@ -40,8 +40,9 @@ def report_of(*rows: str, gap: float = 0.5) -> RoundReport:
     label = torch.full((len(rows), WIDTH), -1, dtype=torch.int8)
     for b, row in enumerate(rows):
         label[b, : len(row)] = torch.tensor(["mfsb".index(letter) for letter in row], dtype=torch.int8)
-    relevance = torch.where(label == 3, 0.9, torch.arange(WIDTH) / 10.0)  # a bonus has the score of the rejected draft
-    gaps = torch.where((label == 1) | (label == 2), gap, 0.0)
+    # A bonus stands in the place of a rejected draft, whose numbers these are.
+    relevance = torch.where(label == 3, 0.9, torch.arange(WIDTH) / 10.0)
+    gaps = torch.where((label == 1) | (label == 2), gap, torch.where(label == 3, 7.0, 0.0))
     return RoundReport(label, relevance, gaps, torch.tensor([len(row) for row in rows], dtype=torch.int32))
 
 

@@ -105,6 +105,8 @@ def test_every_chunk_of_a_stream_has_the_labels_of_its_tokens() -> None:
     assert [chunk["lvspec_labels"] for chunk in chunks] == [labels_of("bmbbfsmb"[:n]) for n in (1, 3, 4, 8)]
     assert [chunk["lvspec"]["rounds"] for chunk in chunks] == [0, 1, 2, 3]
     assert [chunk["lvspec"]["bonus"] for chunk in chunks] == [1, 2, 3, 4]
+    # What SGLang cuts to a chunk where clients want increments (_slice_streaming_output_meta_info).
+    assert set(answering.answer("a").customized_info_accumulated) == {"lvspec_labels", "lvspec_relevance"}
 
 
 def test_a_request_that_asks_for_no_labels_gets_none_beside_one_that_does() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec.config import DEFAULT_SCORER, SCORERS, VIDEO_TIMES, LVSpecConfig, flag_of
-from sgl_lvspec.presets import DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
+from sgl_lvspec.presets import CALIBRATED_PRESET, DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
 from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, find_calibration
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lvspec-preset",
         choices=tuple(PRESETS),
-        help=f"Acceptance rule, a named set of the values below (default {DEFAULT_PRESET}). strict: only tokens that "
-        "the target itself chooses; lossless. Others accept the draft's word too where it depends little on the video.",
+        help="Acceptance rule, a named set of the values below. strict: only tokens that the target itself chooses; "
+        "lossless. Others accept the draft's word too where it depends little on the video. Default: "
+        f"{CALIBRATED_PRESET} for a pair with a calibration file, else {DEFAULT_PRESET}.",
     )
     _add_rule_arguments(group)
     group.add_argument(
@@ -129,7 +130,7 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
             f"{ours[0]} needs --speculative-algorithm {ALGORITHM}; found {server_args.speculative_algorithm!r}. "
             f"Name the algorithm or drop {', '.join(ours)}."
         )
-    config = LVSpecConfig.from_options(options)
+    config = LVSpecConfig.from_options({**options, "preset": named.get("preset") or _default_preset(server_args, named)})
     if config.calibration is not None or config.allows_loose:
         config = dataclasses.replace(config, calibration=find_calibration(config.calibration, server_args.model_path))
     if config.calibration is not None and not Path(config.calibration).is_file():
@@ -142,6 +143,12 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
         from sgl_lvspec import video_time
 
         video_time.install(server_args)
+
+
+def _default_preset(server_args: ServerArgs, named: dict[str, Any]) -> str:
+    """Who calibrated a pair wants it loosened; on any other, relevance would be a guess, so nothing is."""
+    path = find_calibration(named.get("calibration"), server_args.model_path)
+    return DEFAULT_PRESET if path is None else CALIBRATED_PRESET
 
 
 def config_of(server_args: ServerArgs) -> LVSpecConfig:

@@ -124,6 +124,7 @@ PRESETS: Mapping[str, Rule] = MappingProxyType(
     }
 )
 DEFAULT_PRESET = "strict"
+CALIBRATED_PRESET = "balanced"  # what a server without the flag takes for a pair that was calibrated
 LOOSE_PRESETS = tuple(name for name, rule in PRESETS.items() if not rule.is_strict)
 
 

@@ -162,10 +162,17 @@ def _require_attention_backend(server_args: ServerArgs) -> None:
 
 def _examine_calibration(server_args: ServerArgs) -> None:
     """A file that cannot be used is refused; one of another pair of models is worth a warning."""
-    path = config_of(server_args).calibration
+    config = config_of(server_args)
+    path = config.calibration
+    logger.info("LVSPEC: preset %s, scorer %s, calibration %s.", config.rule_name, config.scorer, path or "none")
     if path is None:
+        if config.allows_loose:
+            logger.warning(
+                "LVSPEC: preset %s without a calibration file: relevance counts every head alike, and each answer is "
+                "strict until it has shown what to expect. Run `lvspec calibrate` for this pair.",
+                config.preset,
+            )
         return
-    logger.info("LVSPEC: calibration %s.", path)
     warning = examine_calibration(
         Path(path),
         server_args.model_path,

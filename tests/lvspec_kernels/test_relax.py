@@ -146,12 +146,13 @@ def one_row(
     draft: list[int],
     choice: list[int],
     counts: list[float] | None = None,
+    edges: list[float] | None = None,
     **changed: float,
 ) -> list[int]:
     """Labels of one round of drafts (without the root), of which no care and no budget stands in the way.
 
-    `counts` lie in bins of equal width from 0 to 1. `changed` are fields of RuleRows and StateRows, `care` and
-    `logprob` of all drafts, and how many mismatches were `seen` in a flat histogram.
+    `counts` lie in bins of equal width from 0 to 1, unless there are `edges`. `changed` are fields of RuleRows and
+    StateRows, `care` and `logprob` of all drafts, and how many mismatches were `seen` in a flat histogram.
     """
     width = len(draft) + 1
     rules = {"relaxation": 0.5, "log_floor": -5.0, "window": 0, "shift": 3, "max_share": 1.0, "max_run": 2**31 - 1}
@@ -168,7 +169,8 @@ def one_row(
         torch.ones(1, width, dtype=torch.bool),
     )
     state = StateRows(seen, tokens, loosened)
-    setup = Setup(nodes, torch.tensor([0]), RuleRows(**row), state, torch.linspace(0, 1, seen.shape[1] + 1))
+    bounds = torch.tensor(edges) if edges else torch.linspace(0, 1, seen.shape[1] + 1)
+    setup = Setup(nodes, torch.tensor([0]), RuleRows(**row), state, bounds)
     relaxed = implementation(*setup.to("cuda" if torch.cuda.is_available() else "cpu").arguments())
     return relaxed.label[0].tolist()
 
@@ -228,6 +230,13 @@ def test_the_threshold_has_the_share_of_the_counts_below_it(
         counts = [8.0, 0.0, 0.0, 8.0]
         labels = one_row(implementation, [1], [2, FREE], counts=counts, relaxation=relaxation, care=care)
         assert labels[0] == label, f"care {care}"
+
+
+def test_rounding_does_not_lift_the_threshold_over_its_bin(implementation: Implementation) -> None:
+    """In float32 -1 + (7e-8 + 1) is 1.2e-7; a larger relaxation, whose threshold begins at 7e-8, would find fewer."""
+    given = {"counts": [8.0, 8.0], "edges": [-1.0, 7e-8, 1.0]}
+    assert one_row(implementation, [1], [2, FREE], care=7e-8, **given) == [3, -1]
+    assert one_row(implementation, [1], [2, FREE], care=6e-8, **given) == [1, 3]
 
 
 @pytest.mark.parametrize(

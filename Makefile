@@ -21,13 +21,17 @@ IMAGE ?=
 Q ?=
 TOKENS ?= 256
 
+# What `make bench-fidelity` takes.
+N ?= 60
+THREADS ?= 1
+
 venv_python := $(VENV)/bin/python
 # One shell word, whatever the variable holds: questions have apostrophes.
 quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-round check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-fidelity bench-round check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -36,6 +40,7 @@ help:  ## List the targets
 	@echo
 	@echo '  serve: PORT=$(PORT) SPEC=lvspec|none TARGET=path DRAFT=path DTYPE=float32 ARGS="more flags of sglang.launch_server"'
 	@echo '  ask:   VIDEO=clip.mp4 | IMAGE=still.png | VIDEO=none   Q="first question | second question"   URL= MODEL= TOKENS='
+	@echo '  bench-fidelity: N=$(N) OUT=build/fidelity.json THREADS=$(THREADS) ARGS="--others 20 --workers 2"'
 	@echo '  all:   PYTHON=python3.12 VENV=folder DEVICE=auto|cpu|cuda; SETUP=no takes the environment at VENV as it is'
 
 setup:  ## Build the environment in .venv (every other target does it when needed)
@@ -59,6 +64,10 @@ doctor: environment  ## Check versions, seams and models in one screen
 
 test: environment  ## Run all tests, those that start servers last
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest $(ARGS)
+
+bench-fidelity: environment  ## Measure on N held-out clips what loose verification keeps; writes OUT, .md and .svg
+	@OMP_NUM_THREADS=$(call quoted,THREADS) $(venv_python) -m bench.fidelity --clips $(call quoted,N) \
+		--out $(or $(OUT),build/fidelity.json) --threads $(call quoted,THREADS) $(ARGS)
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)

@@ -25,9 +25,12 @@ class HeldOutClip:
     questions: tuple[Question, ...]
 
 
-def held_out(count: int, seed: int = SEED, frames: int = MAIN_FRAMES) -> Iterator[HeldOutClip]:
-    """`count` clips, the same for the same seed; each with a description, a short question, and one for JSON."""
-    for i in range(count):
+def held_out(count: int, seed: int = SEED, frames: int = MAIN_FRAMES, *, first: int = 0) -> Iterator[HeldOutClip]:
+    """`count` clips, the same for the same seed; each with a description, a short question, and one for JSON.
+
+    Args: first: number of the first clip; a clip depends on its number, not on those before it.
+    """
+    for i in range(first, first + count):
         rng = np.random.default_rng((seed, i))
         scene = make_scene(rng, frames)
         short = [k for k in SHORT_KINDS if k != "list"]

@@ -72,13 +72,14 @@ class Runner:
             )
             self.keys[i][rows, :, slots] = rotate(k, cos, sin).transpose(1, 2)
             self.values[i][rows, :, slots] = v.transpose(1, 2)
-            groups = q.shape[1] // k.shape[1]
-            keys = self.keys[i][:, :, :end].repeat_interleave(groups, 1)
-            values = self.values[i][:, :, :end].repeat_interleave(groups, 1)
-            scores = (rotate(q, cos, sin) @ keys.transpose(2, 3)) * attention.head_dim**-0.5
+            # Query heads that share a key head go as more rows of one product, so no key or value is copied.
+            shared = (batch, k.shape[1], -1, attention.head_dim)
+            scores = rotate(q, cos, sin).reshape(shared) @ self.keys[i][:, :, :end].transpose(2, 3)
+            scores = scores.view(batch, -1, count, end) * attention.head_dim**-0.5
             weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
             self.observe(i, weights)
-            out = weights @ values
+            out = weights.view(batch, k.shape[1], -1, end) @ self.values[i][:, :, :end]
+            out = out.view(batch, -1, count, attention.head_dim)
             x = x + attention.o_proj(out.transpose(1, 2).reshape(batch, count, -1))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         self.states = self.text.norm(x)

@@ -1,0 +1,1 @@
+"""Measurements: each result file says with what and how it was made."""

@@ -86,7 +86,7 @@ class LVSpecWorker(StandaloneWorkerV2):
             self.relevance.attach(runner, self.slots, max_nodes)
             self.loose_rule = LooseRule.beside(self.target_worker, self.relevance, config, self.calibration)
             # A retracted request is prefilled again and goes on as it was.
-            late_hooks.apply("sglang.srt.managers.schedule_batch.release_req", self.loose_rule.rows.save, "before")
+            late_hooks.apply("sglang.srt.managers.schedule_batch.release_req", self.loose_rule.rows.leave, "before")
 
     def clear_cache_pool(self) -> None:
         """Called by the scheduler when it flushes the KV pool."""

@@ -64,12 +64,16 @@ LOADING = (
         "a second call patches only what is new",
     ),
     Seam(f"{_HOOKS}.HookRegistry", Has("_patched", "_hooks"), "doctor.py", "doctor reads which hooks took hold"),
-    Seam(f"{_HOOKS}.HookType", Has("AFTER AROUND REPLACE"), "plugin.py", "the kinds of hooks in use"),
+    Seam(f"{_HOOKS}.HookType", Has("BEFORE AFTER AROUND REPLACE"), "plugin.py", "the kinds of hooks in use"),
     Seam(
         f"{_HOOKS}._wrap_fn",
-        Contains("modified = hook(result, *args, **kwargs)", "return modified if modified is not None else result"),
+        Contains(
+            "result = hook(*args, **kwargs)\nif result is not None:\n    args, kwargs = result",
+            "modified = hook(result, *args, **kwargs)",
+            "return modified if modified is not None else result",
+        ),
         "verification/commit.py",
-        "an AFTER hook gets the result first, and None keeps it",
+        "a BEFORE hook gets the arguments as they are passed, an AFTER hook the result first, and None changes nothing",
     ),
     Seam(
         f"{_HOOKS}.HookRegistry._apply_target",
@@ -260,13 +264,14 @@ WORKER = (
     Seam(
         "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2.forward_batch_generation",
         Contains(
-            "self.draft_worker.draft(batch)",
-            "self.verify(batch, ...)",
+            "verify_input: EagleVerifyInput = self.draft_worker.draft(batch)",
+            "batch.spec_info = verify_input",
+            "batch_output = self.verify(batch, pp_proxy_tensors=pp_proxy_tensors, grammar_barrier=grammar_barrier)",
             "on_publish(batch_output.new_seq_lens)",
             "self.draft_worker._draft_extend_for_decode(batch, batch_output, kv_loc_plan=verify_input.kv_loc_plan)",
         ),
         "worker.py",
-        "the order of a round",
+        "the order of a round; a loose rule hangs on the verify input",
     ),
     Seam(
         "sglang.srt.speculative.base_spec_worker.BaseSpecWorker.last_shared_read_runner",

@@ -62,13 +62,16 @@ REPORT = (
         Contains(
             "result.copy_done.synchronize()",
             "self.snapshot_auxiliary_output_starts(batch, result)",
+            "if (self.enable_overlap or self.enable_overlap_mlx) and (req.finished() or req.is_retracted):\n"
+            "    continue",
             "req.output_ids.extend(next_token_id)",
             "req.update_finish_state(new_accept_len)",
             "self.consume_auxiliary_output(batch, auxiliary_output, auxiliary_output_starts)",
             "self.output_streamer.stream_output(batch.reqs, batch.return_logprob)",
         ),
         _REPORT,
-        "tokens are cut before they are booked, and booked before they are streamed",
+        "tokens are cut before they are booked, and booked before they are streamed; those of a round that was under "
+        "way at a retraction are dropped",
     ),
     Seam(
         f"{_RESULTS}.process_batch_result_prefill",

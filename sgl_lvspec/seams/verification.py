@@ -8,6 +8,9 @@ _UTILS = "sglang.srt.speculative.eagle_utils"
 _SAMPLER = "sglang.srt.layers.sampler"
 _COMMIT = "verification/commit.py"
 _CHOICE = "verification/choice.py"
+_LOOSE = "verification/loose.py"
+_ROWS = "verification/rows.py"
+_BATCH = "sglang.srt.managers.schedule_batch"
 
 VERIFY = (
     Seam(
@@ -51,6 +54,7 @@ VERIFY = (
     Seam(
         "sglang.srt.speculative.eagle_worker_common.run_eagle_verify",
         Contains(
+            "verify_input: EagleVerifyInput = batch.spec_info",
             "eagle_prepare_for_verify(verify_input, req_to_token_pool, batch, target_worker)",
             "eagle_sample(verify_input, batch, logits_output, grammar_mask, ...)",
             "new_seq_lens = batch.seq_lens + accept_lens",
@@ -58,7 +62,8 @@ VERIFY = (
             "next_draft_input = EagleDraftInput(bonus_tokens=bonus_tokens)",
         ),
         _COMMIT,
-        "all that is committed follows from the three tensors",
+        "the verify input is the one that the worker hung our rule on, and all that is committed follows from three "
+        "tensors",
     ),
     Seam(
         f"{_UTILS}.eagle_prepare_for_verify",
@@ -146,9 +151,16 @@ SAMPLING = (
     ),
     Seam(
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
-        Contains("torch.tensor([r.sampling_params.temperature for r in reqs], ...).to(...).view(-1, 1)"),
+        Contains(
+            "torch.tensor([r.sampling_params.temperature for r in reqs], ...).to(...).view(-1, 1)",
+            "top_ps = torch.tensor([r.sampling_params.top_p for r in reqs], ...).to(...)",
+            "top_ks = torch.tensor([r.sampling_params.top_k for r in reqs], ...).to(...)",
+            "min_ps = torch.tensor([r.sampling_params.min_p for r in reqs], ...).to(...)",
+            "all((r.sampling_params.top_k <= 1 for r in reqs))",
+        ),
         _CHOICE,
-        "temperatures are [B, 1], so they divide rows of logits",
+        "temperatures are [B, 1], so they divide rows of logits; filters are [B], and a row of top_k 1 is greedy at "
+        "any temperature",
     ),
     Seam(
         "sglang.srt.sampling.sampling_params.SamplingParams",
@@ -158,4 +170,94 @@ SAMPLING = (
     ),
 )
 
-SEAMS = VERIFY + SAMPLING
+LOOSE = (
+    Seam(
+        f"{_BATCH}.ScheduleBatch",
+        Has("reqs req_pool_indices sampling_info spec_info device forward_mode"),
+        _COMMIT,
+        "rows of a round and whose they are",
+    ),
+    Seam(
+        f"{_SAMPLER}.top_k_top_p_min_p_sampling_from_probs_torch",
+        Contains(
+            "torch.arange(0, probs_sort.shape[-1], device=probs.device).view(1, -1) >= top_ks.view(-1, 1)",
+            "probs_sort[probs_sum - probs_sort > top_ps.view(-1, 1)] = 0.0",
+            "min_p_thresholds = probs_sort[:, 0] * min_ps",
+            "probs_sort[probs_sort < min_p_thresholds.view(-1, 1)] = 0.0",
+        ),
+        _LOOSE,
+        "a token that a filter drops is not loosened either: each filter reads the whole distribution",
+    ),
+    Seam(
+        "sglang.srt.model_executor.model_runner.ModelRunner",
+        Has("req_to_token_pool model_config"),
+        _LOOSE,
+        "a row for each row of the pool",
+    ),
+    Seam(
+        "sglang.srt.mem_cache.memory_pool.ReqToTokenPool",
+        Has("req_to_token size"),
+        _LOOSE,
+        "a row for each row of the pool",
+    ),
+    Seam(
+        "sglang.srt.configs.model_config.ModelConfig",
+        Has("hf_eos_token_id vocab_size hidden_size"),
+        _LOOSE,
+        "ends of an answer, columns of the logits, width of a state",
+    ),
+)
+
+ROWS = (
+    Seam(
+        f"{_BATCH}.release_req",
+        Signature(
+            "(*, req, remaing_req_count, req_to_token_pool, token_to_kv_pool_allocator, tree_cache, "
+            "hisparse_coordinator, offload_kv=True)"
+        ),
+        _ROWS,
+        "our BEFORE hook gets `req` by name",
+    ),
+    Seam(
+        f"{_BATCH}.release_req",
+        Contains("release_kv_cache(req, tree_cache, checkpoint=False)", "req.reset_for_retract()"),
+        _ROWS,
+        "the row is the request's until here",
+    ),
+    Seam(
+        f"{_BATCH}.ScheduleBatch.release_req",
+        Contains(
+            "return release_req(req=self.reqs[idx], remaing_req_count=remaing_req_count, "
+            "req_to_token_pool=self.req_to_token_pool, token_to_kv_pool_allocator=self.token_to_kv_pool_allocator, "
+            "tree_cache=self.tree_cache, hisparse_coordinator=self.hisparse_coordinator, offload_kv=offload_kv)"
+        ),
+        _ROWS,
+        "retraction and preemption give a request's row back by the hooked function",
+    ),
+    Seam(
+        f"{_BATCH}.retract_all",
+        Contains(
+            "release_req(req=reqs[idx], remaing_req_count=len(reqs) - idx, req_to_token_pool=req_to_token_pool, "
+            "token_to_kv_pool_allocator=token_to_kv_pool_allocator, tree_cache=tree_cache, "
+            "hisparse_coordinator=hisparse_coordinator, offload_kv=offload_kv)"
+        ),
+        _ROWS,
+        "so does a pause that retracts all",
+    ),
+    Seam(f"{_BATCH}.Req", Has("kv output_ids sampling_params"), _ROWS, "a request's row and what it has said"),
+    Seam(f"{_BATCH}.ReqKvInfo", Has("req_pool_idx"), _ROWS, "the row of a request, None where it holds none"),
+    Seam(
+        f"{_BATCH}.Req.refresh_fill_ids",
+        Contains("self.full_untruncated_fill_ids = self.origin_input_ids + self.output_ids"),
+        _ROWS,
+        "a retracted request is prefilled with what it has said, and that prefill's token is one more",
+    ),
+    Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams",
+        Has("stop_token_ids logit_bias"),
+        _ROWS,
+        "a request's own stops and bans",
+    ),
+)
+
+SEAMS = VERIFY + SAMPLING + LOOSE + ROWS

@@ -124,7 +124,7 @@ def _with_loose_rows(
 def _choice_on_every_rank(
     verify_input: EagleVerifyInput, batch: ScheduleBatch, logits_output: LogitsProcessorOutput
 ) -> torch.Tensor:
-    """The target's choice at every node, int64 [B, D]; ranks must commit the same, and rounding differs between them."""
+    """The target's choice at every node, int64 [B, D]; ranks must commit the same, but round differently."""
     choice = draw_choice(logits_output.next_token_logits, batch.sampling_info, verify_input.positions)
     tp_group = get_parallel().tp_group
     if tp_group.world_size > 1:

@@ -64,6 +64,7 @@ class Decision:
         """
         drafted = drafted_after(draft_token)
         is_allowed = may_loosen & self.is_ordinary(drafted, rows) & self.is_ordinary(choice, rows)
+        is_allowed &= logprob >= self.rows.least_logprob[rows][:, None]
 
         def of_draft(after_node: torch.Tensor) -> torch.Tensor:
             """Values at the node before a draft, moved to the draft's own node."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from sglang.srt.runtime_context import get_parallel
 
-from lvspec_kernels.row_choice import row_choice
+from lvspec_kernels.row_choice import RowChoice, row_choice
 from sgl_lvspec.relevance.calibration import default_prior
 from sgl_lvspec.relevance.care import Care
 from sgl_lvspec.verification.decision import Decided, Decision, drafted_after
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sgl_lvspec.config import LVSpecConfig
     from sgl_lvspec.relevance import Relevance
     from sgl_lvspec.relevance.calibration import Calibration
+
+
+LEAST_DRAWN = -87.0  # ln of the least normal float32: below it a probability may round to 0, which is never drawn
 
 
 class LooseRule:
@@ -80,32 +83,29 @@ class LooseRule:
         drafted = drafted_after(draft_token)
         temperature = None
         if not sampling_info.is_all_greedy:
-            temperature = sampling_info.temperatures.view(-1).repeat_interleave(width)
+            # A greedy row is judged at 1 whatever it asked for, in this batch as in one of greedy rows alone.
+            temperature = torch.where(sampling_info.top_ks <= 1, 1.0, sampling_info.temperatures.view(-1))
+            temperature = temperature.repeat_interleave(width)
         seen = row_choice(logits, drafted.flatten(), temperature)
         relevance = self._relevance.read(num_requests, width)
         logprob, gap = (part.view(num_requests, width) for part in (seen.logprob, seen.gap))
-        may_loosen = self._within_filters(seen.rank, seen.mass_above, seen.gap, sampling_info, width)
+        may_loosen = _within_filters(seen, sampling_info, width)
         relevance, logprob, gap, may_loosen = _from_first_rank(relevance, logprob, gap, may_loosen)
         return self._decision(draft_token, choice, relevance, logprob, gap, may_loosen > 0, rows)
 
-    @staticmethod
-    def _within_filters(
-        rank: torch.Tensor,
-        mass_above: torch.Tensor,
-        gap: torch.Tensor,
-        sampling_info: SamplingBatchInfo,
-        width: int,
-    ) -> torch.Tensor:
-        """Whether the drafted token survives its request's own top-k, top-p and min-p: float32 [B, D], 0 or 1.
 
-        A client who cuts the tail off does not want it back through the draft. Greedy rows have no filter.
-        """
-        top_k, top_p, min_p = (
-            part[:, None] for part in (sampling_info.top_ks, sampling_info.top_ps, sampling_info.min_ps)
-        )
-        rank, mass_above, gap = (part.view(-1, width) for part in (rank, mass_above, gap))
-        is_kept = (rank < top_k) & (mass_above <= top_p) & (gap <= -min_p.log())
-        return (is_kept | (top_k <= 1)).to(torch.float32)
+def _within_filters(seen: RowChoice, sampling_info: SamplingBatchInfo, width: int) -> torch.Tensor:
+    """Whether the request's own sampling could draw the token drafted after each node: float32 [B, D], 0 or 1.
+
+    A client who cuts the tail off by top-k, top-p or min-p does not want it back through the draft, as a shifted word
+    not even where it has no probability at all. Greedy rows have no filter.
+    """
+    top_k, top_p, min_p = (
+        part.repeat_interleave(width) for part in (sampling_info.top_ks, sampling_info.top_ps, sampling_info.min_ps)
+    )
+    is_kept = (seen.rank < top_k) & (seen.mass_above <= top_p) & (seen.gap <= -min_p.log())
+    is_kept &= seen.logprob >= LEAST_DRAWN
+    return (is_kept | (top_k <= 1)).view(-1, width).to(torch.float32)
 
 
 def _from_first_rank(*parts: torch.Tensor) -> tuple[torch.Tensor, ...]:

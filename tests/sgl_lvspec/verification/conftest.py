@@ -1,4 +1,4 @@
-"""Settings of the process that SGLang's sampling asks for, and its hash where the CPU engine has none."""
+"""What SGLang's sampling and our verification ask of their process, and its hash where the CPU engine has none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from sglang.srt.layers import sampler
 from sglang.srt.sampling import sampling_batch_info
+
+from sgl_lvspec.verification import commit, loose
 
 MASK = 0xFFFFFFFF
 
@@ -31,6 +33,15 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(sampling_batch_info, "get_exec", lambda: found)
     monkeypatch.setattr(sampler, "get_exec", lambda: found)
     return found
+
+
+@pytest.fixture(autouse=True)
+def tp_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """One rank, unless a test changes it."""
+    group = SimpleNamespace(world_size=1)
+    for module in (commit, loose):
+        monkeypatch.setattr(module, "get_parallel", lambda: SimpleNamespace(tp_group=group))
+    return group
 
 
 @pytest.fixture

@@ -42,14 +42,6 @@ class Round:
         return after_eagle_sample(self.result, self.verify_input, self.batch, logits_output, None, watermark_state=None)  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def tp_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """One rank, unless a test changes it."""
-    group = SimpleNamespace(world_size=1)
-    monkeypatch.setattr(commit, "get_parallel", lambda: SimpleNamespace(tp_group=group))
-    return group
-
-
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """The draw of a batch of four: token 7 everywhere, or what a test writes into it."""

@@ -15,7 +15,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from lvspec_kernels import accept_chain
-from sgl_lvspec.verification import commit
 from sgl_lvspec.verification.commit import Commit, after_eagle_sample
 from tests.sgl_lvspec.verification.sampling import FALSE_ALARM, Batch, Request, defined_distribution, p_value
 
@@ -95,8 +94,7 @@ def sequence_probabilities(params: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "get_parallel", lambda: SimpleNamespace(tp_group=SimpleNamespace(world_size=1)))
+def _seeded() -> None:
     torch.manual_seed(11)
 
 

@@ -115,10 +115,10 @@ def main_question(scorer: str, thresholds: dict[float, float], matched: float, s
         for relaxation in RELAXATIONS:
             rule = balanced.with_values({"relaxation": relaxation})
             arms.append(by_server(f"{each} λ={relaxation}", each, rule, each))
-    without = balanced.with_values({"shift": "off"})
+    shifting = {"shift": "draft", "window": PRESETS["paper"].window}
     for relaxation in RELAXATIONS:
-        rule = without.with_values({"relaxation": relaxation})
-        arms.append(by_server(f"{scorer} λ={relaxation}, no shift", f"{scorer}, no shift", rule, scorer))
+        rule = balanced.with_values({"relaxation": relaxation, **shifting})
+        arms.append(by_server(f"{scorer} λ={relaxation}, shift", f"{scorer}, shift", rule, scorer))
     arms += [by_random(f"random r={share}", share, seed) for share in CHANCES]
     arms.append(by_random(MATCHED, matched, seed))
     arms += [

@@ -1,4 +1,4 @@
-"""`lvspec`: the plugin's own command, for questions that need no server (console script of pyproject.toml)."""
+"""`lvspec`: the plugin's own command, for what is done without a server (console script of pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sgl_lvspec import SGLANG_TESTED, __version__
+from sgl_lvspec.calibrate import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     doctor.add_argument("--trust-remote-code", action="store_true", help="as for the server")
     doctor.add_argument("--lvspec-calibration", metavar="FILE", help="the calibration file, as for the server")
+    calibration = commands.add_parser(
+        "calibrate",
+        help="measure a pair of models on clips, for loose verification",
+        description="Finds out, without labels, which attention heads tell that a token depends on the video, and "
+        "writes what the server needs to know. Starts the pair once; flags of SGLang follow after --.",
+    )
+    command.add_arguments(calibration)
     options = parser.parse_args(argv)
+    if options.command == "calibrate":
+        return command.run(options)
 
     from sgl_lvspec.doctor import ModelPaths, examine, render
 

@@ -7,6 +7,7 @@ offline bench, so nothing of SGLang is imported here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ RIDGE = 1.0  # on standardised features, against a sum over tokens: of use only 
 LEAST_SPREAD = 1e-3  # a feature that hardly varies is not blown up to unit variance: at 16 bits it would be rounding
 LEAST_GAIN = 1e-3  # share explained that another head must add
 NUM_FOLDS = 4  # of clips, for choosing heads
-REPORT_FOLD = 5  # every fifth clip is kept out of choosing and fitting until the report is made
+MAX_DEPENDENCE = 2.0  # nats; beyond it a token depends on the video, and a larger number would only bend the fit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +39,17 @@ class HeadFit:
         """Float64 [N] of masses [N, H]."""
         features = _features(masses[:, list(self.heads)])
         return self.bias + features.flatten(1) @ self.weights.flatten()
+
+
+def visual_dependence(own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """How many nats the clip adds to a token, from 0 to MAX_DEPENDENCE: pointwise mutual information, clamped.
+
+    Args:
+        own: [N], log p(token | its own clip).
+        others: [m, N], log p(token | another clip), for m other clips.
+    """
+    blind = others.double().logsumexp(dim=0) - math.log(len(others))
+    return (own.double() - blind).clamp(0.0, MAX_DEPENDENCE)
 
 
 def fit_heads(masses: torch.Tensor, dependence: torch.Tensor, heads: Sequence[int]) -> HeadFit:

@@ -7,7 +7,18 @@ SGLang adds its seams to the file of its stage here; a test refuses imports and 
 
 from __future__ import annotations
 
-from sgl_lvspec.seams import attention, drafting, media, plugin, relevance, settings, sight, startup, verification
+from sgl_lvspec.seams import (
+    attention,
+    calibrate,
+    drafting,
+    media,
+    plugin,
+    relevance,
+    settings,
+    sight,
+    startup,
+    verification,
+)
 from sgl_lvspec.seams.check import check, find_broken, version_misfit
 from sgl_lvspec.seams.expectation import Seam
 from sgl_lvspec.seams.source import SourceTree
@@ -24,4 +35,5 @@ SEAMS: tuple[Seam, ...] = (
     + settings.SEAMS
     + attention.SEAMS
     + sight.SEAMS
+    + calibrate.SEAMS
 )

@@ -254,6 +254,15 @@ def test_a_calibration_file_of_the_pair_is_told(pair: ModelPaths, tmp_path: Path
     assert finding == Finding("models", "calibration", f"{path}: of this pair")
 
 
+def test_a_calibration_file_in_the_targets_folder_is_told(pair: ModelPaths) -> None:
+    target, draft = str(pair.target), str(pair.draft)
+    path = write_calibration_of(target, draft, Path(target) / "lvspec.json")
+    *_, finding = doctor.examine_models(pair)
+    assert finding == Finding("models", "calibration", f"{path}: of this pair")
+    *_, finding = doctor.examine_models(ModelPaths(target, draft, calibration="none"))
+    assert finding.name == "pair"
+
+
 def test_a_calibration_file_of_other_models_is_to_mend(pair: ModelPaths, tmp_path: Path) -> None:
     target, draft = str(pair.target), str(pair.draft)
     path = write_calibration_of(draft, draft, tmp_path / "other.json")

@@ -126,6 +126,42 @@ def test_every_flag_arrives_beside_a_preset(mended: list[Any], tmp_path: Any) ->
     assert flags.config_of(server_args) == config
 
 
+@pytest.fixture
+def calibrated(tmp_path: Any) -> str:
+    """A target's folder with a calibration file in it."""
+    (tmp_path / "lvspec.json").write_text("{}")
+    return str(tmp_path)
+
+
+def _calibration(target: str, *words: str) -> str | None:
+    return flags.config_of(_parse("--model-path", target, *LVSPEC, *words)).calibration
+
+
+def test_a_server_that_loosens_finds_the_file_in_the_targets_folder(mended: list[Any], calibrated: str) -> None:
+    found = f"{calibrated}/lvspec.json"
+    assert _calibration(calibrated, "--lvspec-preset", "balanced") == found
+    assert _calibration(calibrated, "--lvspec-preset", "balanced", "--lvspec-relaxation", "0") == found
+    server_args = flags.make_server_args(model_path=calibrated, speculative_algorithm="LVSPEC", lvspec_preset="paper")
+    assert flags.config_of(server_args).calibration == found
+
+
+def test_no_file_is_looked_for_where_none_is_wanted(mended: list[Any], calibrated: str, tmp_path: Any) -> None:
+    assert _calibration(calibrated, "--lvspec-preset", "strict") is None, "it would score nothing"
+    assert _calibration(calibrated, "--lvspec-preset", "balanced", "--lvspec-calibration", "none") is None
+    assert _calibration(calibrated, "--lvspec-calibration", "none") is None
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert _calibration(calibrated, "--lvspec-preset", "balanced", "--lvspec-calibration", str(other)) == str(other)
+    (tmp_path / "lvspec.json").unlink()
+    assert _calibration(calibrated, "--lvspec-preset", "balanced") is None
+
+
+def test_the_probe_is_no_flag(mended: list[Any]) -> None:
+    with pytest.raises(SystemExit):
+        _parse(*LVSPEC, "--lvspec-probe")
+    assert not flags.config_of(_parse(*LVSPEC)).probe
+
+
 def test_no_limit_can_be_typed(mended: list[Any]) -> None:
     server_args = _parse(*LVSPEC, "--lvspec-preset", "balanced", "--lvspec-max-run", "none")
     assert flags.config_of(server_args).rule.max_run is None

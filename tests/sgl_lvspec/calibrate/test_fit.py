@@ -117,3 +117,10 @@ def test_area_under_the_curve_counts_pairs() -> None:
 def test_prior_edges_are_quantiles_in_ascending_order() -> None:
     edges = fit.prior_edges(torch.arange(N_BINS * 10 + 1).flip(0))
     assert edges == pytest.approx([10.0 * edge for edge in range(N_BINS + 1)])
+
+
+def test_dependence_compares_with_the_mean_probability_of_the_others() -> None:
+    own = torch.tensor([0.5, 0.5, 0.1]).log()
+    others = torch.tensor([[0.2, 0.001, 0.3], [0.4, 0.003, 0.2]]).log()
+    expected = torch.tensor([math.log(0.5 / 0.3), fit.MAX_DEPENDENCE, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(fit.visual_dependence(own, others), expected, atol=1e-6, rtol=0)  # float32 logarithms

@@ -70,8 +70,9 @@ class Server:
 
 
 def lvspec_args(pair: Pair) -> tuple[str, ...]:
-    """The flags a user types for LVSPEC."""
-    return ("--speculative-algorithm", "LVSPEC", "--speculative-draft-model-path", str(pair.draft))
+    """The flags of LVSPEC in strict mode (the demo pair is calibrated, so none would loosen); a later preset wins."""
+    draft = ("--speculative-draft-model-path", str(pair.draft))
+    return ("--speculative-algorithm", "LVSPEC", *draft, "--lvspec-preset", "strict")
 
 
 def start(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Server:

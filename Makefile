@@ -23,6 +23,7 @@ TOKENS ?= 256
 
 # What `make bench-fidelity` takes.
 N ?= 60
+URL1 ?=
 THREADS ?= 1
 
 venv_python := $(VENV)/bin/python
@@ -40,7 +41,7 @@ help:  ## List the targets
 	@echo
 	@echo '  serve: PORT=$(PORT) SPEC=lvspec|none TARGET=path DRAFT=path DTYPE=float32 ARGS="more flags of sglang.launch_server"'
 	@echo '  ask:   VIDEO=clip.mp4 | IMAGE=still.png | VIDEO=none   Q="first question | second question"   URL= MODEL= TOKENS='
-	@echo '  bench-fidelity: N=$(N) OUT=build/fidelity.json THREADS=$(THREADS) ARGS="--others 20 --workers 2"'
+	@echo '  bench-fidelity: N=$(N) OUT=build/fidelity.json THREADS=$(THREADS) URL1=server, too'
 	@echo '  all:   PYTHON=python3.12 VENV=folder DEVICE=auto|cpu|cuda; SETUP=no takes the environment at VENV as it is'
 
 setup:  ## Build the environment in .venv (every other target does it when needed)
@@ -67,7 +68,7 @@ test: environment  ## Run all tests, those that start servers last
 
 bench-fidelity: environment  ## Measure on N held-out clips what loose verification keeps; writes OUT, .md and .svg
 	@OMP_NUM_THREADS=$(call quoted,THREADS) $(venv_python) -m bench.fidelity --clips $(call quoted,N) \
-		--out $(or $(OUT),build/fidelity.json) --threads $(call quoted,THREADS) $(ARGS)
+		--out $(or $(OUT),build/fidelity.json) --threads $(call quoted,THREADS) $(call flag,--url,URL1) $(ARGS)
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)

@@ -1,6 +1,7 @@
 """Measures how faithful loose verification is: `python -m bench.fidelity --clips 60 --out build/fidelity.json`.
 
-Writes the JSON file and, beside it, the same as Markdown (.md) and as a plot (.svg).
+Writes the JSON file and, beside it, the same as Markdown (.md) and as a plot (.svg). With --url, a running server
+answers the describing questions as well.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from tqdm import tqdm
 from bench.fidelity import report
 from bench.fidelity.arms import main_question
 from bench.fidelity.engine import LIMIT, K
-from bench.fidelity.measure import BATCH, TUNING_CLIPS, TUNING_SEED, Answering, run, tasks_of, tune
+from bench.fidelity.measure import BATCH, TUNING_CLIPS, TUNING_SEED, Answering, clips_between, run, tasks_of, tune
+from bench.fidelity.served import served_rows
 from bench.fidelity.statistics import RESAMPLES
 from demo.heldout import SEED
 from sgl_lvspec.config import DEFAULT_SCORER, SCORERS
+from sgl_lvspec.presets import PRESETS
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scorer", choices=SCORERS, default=DEFAULT_SCORER, help="of the presets")
     parser.add_argument("--seed", type=int, default=0, help="of random relaxation")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--url", help="also ask this LVSPEC server, with every preset")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
     args = parser.parse_args()
     if args.clips < 2 or args.workers < 1:
@@ -59,6 +63,11 @@ def main() -> None:
     tasks = tasks_of(args.clips, args.others, args.workers, arms)
     with tqdm(total=sum(map(len, (of for task in tasks for of in task.arms))), desc="arms", unit="run") as bar:
         results = run(args.pair, args.calibration, tasks, args.workers, args.threads, bar)
+    served = None
+    if args.url:
+        own = [text for result in results for text in result.own]
+        with tqdm(total=len(PRESETS) * args.clips, desc="asking the server", unit="answer") as bar:
+            served = served_rows(args.url, clips_between(0, args.clips), own, bar.update)
     settings = {
         "clips": args.clips,
         "clips_of_other_questions": args.others,
@@ -71,6 +80,7 @@ def main() -> None:
         "calibration_sha256": report.digest(args.calibration),
         "weights_sha256": {role: report.digest(args.pair / role / "model.safetensors") for role in ("target", "draft")},
         "scorer": args.scorer,
+        "url": args.url,
         "K": K,
         "limit": LIMIT,
         "batch": BATCH,
@@ -80,7 +90,7 @@ def main() -> None:
         "threads": args.threads,
         "seconds": round(time.monotonic() - begin),
     }
-    found = report.document(results, arms, tuned, settings, RESAMPLES)
+    found = report.document(results, arms, tuned, settings, RESAMPLES, served)
     args.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     args.out.with_suffix(".md").write_text(report.markdown(found))
     report.plot(found, args.out.with_suffix(".svg"))

@@ -67,7 +67,7 @@ Decide = Callable[[Round], tuple[torch.Tensor, torch.Tensor]]
 class NarrowRunner(Runner):
     """A runner that can forget rows of its batch, and remember them again."""
 
-    by_row = ("keys", "values", "cos", "sin")  # attributes, tensors or lists of them, [rows, ...]
+    by_row: tuple[str, ...] = ("keys", "values", "cos", "sin")  # attributes, tensors or lists of them, [rows, ...]
 
     def narrow(self, rows: torch.Tensor) -> None:
         """Keep `rows` of the present ones."""

@@ -46,12 +46,13 @@ class Task:
 
 @dataclass
 class Result:
-    """What a task found: marks [clips, columns] by (question, arm), scores by variant, answers equal but for ties."""
+    """What a task found: marks [clips, columns] by (question, arm) and scores by variant."""
 
     task: Task
     marks: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
-    ties: int = 0
+    own: list[str] = field(default_factory=list)  # what the target alone says to the describing question
+    ties: int = 0  # answers in which strict differs from the target alone where two tokens are equally likely
 
 
 class Answering:
@@ -91,6 +92,7 @@ class Answering:
             exam = self.exam(clips, question, patches)
             own = exam.alone()
             texts = [self.text(each) for each in own]
+            result.own = texts if question == 0 else result.own
             for arm in of_question:
                 if arm.kind == arms_.NONE:
                     answers = own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,21 @@ from bench.fidelity.statistics import Bootstrap, at_equal, figures
 from demo.provenance import provenance
 
 # (baseline's family, what is equal): what the main arm is compared with.
+SERVED = "served"
+MET = "mismatches_loosened"
 ALSO = {"FLy": (FLY_PLUS,)}  # without its window FLy is loosest
 COMPARED = (("random", "loosened_share"), ("FLy", "T"), ("probability", "T"), ("entropy", "T"), ("random", "T"))
 
 
 def document(
-    results: Sequence[Result], arms: Sequence[Arm], tuned: Tuned, settings: dict[str, Any], resamples: int
+    results: Sequence[Result],
+    arms: Sequence[Arm],
+    tuned: Tuned,
+    settings: dict[str, Any],
+    resamples: int,
+    served: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a run found, as plain JSON."""
+    """Everything that a run found, as plain JSON; `served` are marks of a server's answers by preset."""
     by_question: dict[str, list[dict[str, Any]]] = {}
     comparisons: list[dict[str, Any]] = []
     for question, name in enumerate(QUESTIONS):
@@ -47,6 +54,10 @@ def document(
         ]
         if question == 0:
             comparisons = _comparisons(totals, asked)
+            for preset, marks in (served or {}).items():
+                arm = figures(bootstrap.totals(marks), totals[NONE])
+                del arm[MET]  # a server does not tell which rounds a mismatch ended
+                by_question[name].append({"name": f"{preset}, served", "family": SERVED, **arm})
     scores = {name: np.concatenate([result.scores[name] for result in results]) for name in results[0].scores}
     return {
         "provenance": {**provenance("bench.fidelity"), "hardware": hardware()},
@@ -134,7 +145,7 @@ def _arm_row(arm: dict[str, Any], with_json: bool) -> tuple[str, ...]:
         arm["name"],
         f"{arm['T']:.2f}",
         f"{arm['tokens_per_round']:.2f}",
-        f"{arm['loosened_share']:.1%} ({arm['mismatches_loosened']:.0%})",
+        f"{arm['loosened_share']:.1%}" + (f" ({arm[MET]:.0%})" if MET in arm else ""),
         _percent(arm["facts_truth"]),
         _percent(arm["retention"]),
         _between(arm["retention_ci"], _percent),
@@ -148,12 +159,9 @@ def _arm_row(arm: dict[str, Any], with_json: bool) -> tuple[str, ...]:
 
 
 def _comparison(each: dict[str, Any]) -> tuple[str, ...]:
-    if each["within_measured"]:
-        points, ci, where = each["points"], each["points_ci"], f"{each['at']:.3f}"
-    else:
-        points, ci = each["points_to_nearest"], each["points_to_nearest_ci"]
-        where = f"{each['at']:.3f}, which the family does not reach: nearest {each['nearest']:.3f}"
-    return each["against"], each["equal"], where, f"{points:+.2f}", _between(ci, "{:+.2f}".format)
+    beyond = "" if each["is_measured"] else f", beyond the family: at its {each['family_at']:.3f}"
+    ends = _between(each["points_ci"], "{:+.2f}".format)
+    return each["against"], each["equal"], f"{each['at']:.3f}{beyond}", f"{each['points']:+.2f}", ends
 
 
 def _percent(value: float | None) -> str:

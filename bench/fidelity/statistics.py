@@ -94,7 +94,8 @@ def figures(totals: np.ndarray, of_none: np.ndarray) -> dict[str, Any]:
 def at_equal(ours: np.ndarray, others: list[np.ndarray], by: str) -> dict[str, Any]:
     """Facts that an arm has right beyond a family of arms that is as loose, in points (hundredths of all facts).
 
-    The family's facts are interpolated linearly between its two settings around ours, in every resample.
+    The family's facts are interpolated linearly between its two settings around ours, in every resample. Where ours is
+    beyond the family (`is_measured` is false), its last setting is taken.
 
     Args:
         ours: totals of one arm.
@@ -108,19 +109,18 @@ def at_equal(ours: np.ndarray, others: list[np.ndarray], by: str) -> dict[str, A
     where = np.stack([place(each) for each in others])
     facts = np.stack([ratio(each, "facts_right", "facts") for each in others])
     at = place(ours)
-    found = np.array([_between(where[:, i], facts[:, i], at[i]) for i in range(len(at))])
-    difference = 100 * (ratio(ours, "facts_right", "facts") - found)
-    inside = bool(where[:, 0].min() <= at[0] <= where[:, 0].max())
-    result: dict[str, Any] = {"equal": by, "at": _rounded(at[0]), "within_measured": inside}
-    if not inside:  # nothing is extrapolated: the nearest setting is named instead
-        nearest = int(np.abs(where[:, 0] - at[0]).argmin())
-        return {
-            **result,
-            "nearest": _rounded(where[nearest, 0]),
-            "points_to_nearest": _rounded(difference[0]),
-            "points_to_nearest_ci": interval(difference),
-        }
-    return {**result, "points": _rounded(difference[0]), "points_ci": interval(difference)}
+    found = [_between(where[:, i], facts[:, i], float(at[i])) for i in range(len(at))]
+    difference = 100 * (ratio(ours, "facts_right", "facts") - np.array(found))
+    is_inside = bool(where[:, 0].min() <= at[0] <= where[:, 0].max())
+    nearest = np.clip(at[0], where[:, 0].min(), where[:, 0].max())  # nothing is extrapolated
+    return {
+        "equal": by,
+        "at": _rounded(at[0]),
+        "is_measured": is_inside,
+        "family_at": _rounded(nearest),
+        "points": _rounded(difference[0]),
+        "points_ci": interval(difference),
+    }
 
 
 def _between(where: np.ndarray, values: np.ndarray, at: float) -> float:
@@ -128,5 +128,5 @@ def _between(where: np.ndarray, values: np.ndarray, at: float) -> float:
     return float(np.interp(at, where[order], values[order]))
 
 
-def _rounded(value: float) -> float | None:
+def _rounded(value: Any) -> float | None:
     return None if np.isnan(value) else round(float(value), 5)

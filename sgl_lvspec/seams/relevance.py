@@ -180,4 +180,13 @@ HOOKS = (
     ),
 )
 
-SEAMS = SLOTS + WORKER + HOOKS
+PAGES = (
+    Seam(
+        "sglang.srt.mem_cache.allocation.get_last_loc",
+        Contains("impl = get_last_loc_triton", "impl = get_last_loc_torch"),
+        "startup.py",
+        "the kernel unless the backend is torch_native, so on CPU a larger page ends the scheduler",
+    ),
+)
+
+SEAMS = SLOTS + WORKER + HOOKS + PAGES

@@ -59,6 +59,7 @@ def watched(target: Path, pair: Pair, log_dir: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("observed")
     server = start(
         target, *lvspec_args(pair), "--lvspec-preset", "balanced", "--lvspec-scorer", "attention",
+        "--lvspec-calibration", "none",
         "--speculative-num-steps", str(WIDTH - 1), "--chunked-prefill-size", "48", "--max-running-requests", "3",
         "--max-total-tokens", "900",
         log=log_dir / "slots.log",

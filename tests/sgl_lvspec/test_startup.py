@@ -168,6 +168,15 @@ def test_on_cpu_no_phase_runs_on_a_backend_that_knows_no_verify(fitting: list[An
     startup.validate(_record(**{field: CPU_BACKEND}))  # type: ignore[arg-type]
 
 
+def test_on_cpu_larger_pages_are_refused(fitting: list[Any]) -> None:
+    assert _refusal(_record(page_size=16)) == (
+        "LVSPEC needs --page-size 1 on CPU, where SGLang finds larger pages with a GPU's kernel; found 16. "
+        "Drop the flag."
+    )
+    startup.validate(_record(page_size=1))  # type: ignore[arg-type]
+    startup.validate(_record(page_size=16, device="cuda", attention_backend="flashinfer"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("field", ["attention_backend", "prefill_attention_backend"])
 def test_on_a_gpu_the_cpu_backend_is_refused(fitting: list[Any], field: str) -> None:
     flag = "--" + field.replace("_", "-")

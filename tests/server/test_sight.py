@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +131,7 @@ def test_a_loose_request_says_what_was_loosened(loose_server: Server, requests_b
         assert (counts["logprob_given_up"] > 0) == (counts["divergence"] > 0)
         for label, relevance in zip(meta[name]["lvspec_labels"], meta[name]["lvspec_relevance"], strict=True):
             assert (relevance is None) == (label == "bonus")
-            assert relevance is None or 0 <= relevance <= 1  # a share of attention
+            assert relevance is None or math.isfinite(relevance)
     assert loosened > 0, "the loosest preset loosened nothing"
     for name, reason in (("text", "no image or video"), ("grammar", "grammar")):
         counts = meta[name]["lvspec"]

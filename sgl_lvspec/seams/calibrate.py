@@ -37,15 +37,6 @@ LOGPROBS = (
 
 PROBE = (
     Seam(
-        "sglang.srt.speculative.eagle_worker_common.run_eagle_verify",
-        Contains(
-            "logits_output = forward_batch_output.logits_output",
-            "(predict, accept_lens, accept_index) = eagle_sample(verify_input, batch, logits_output, ...)",
-        ),
-        _PROBE,
-        "a round's logits are still on its output when verify returns",
-    ),
-    Seam(
         "sglang.srt.layers.logits_processor.LogitsProcessorOutput",
         Has("next_token_logits auxiliary_device_output"),
         _PROBE,

@@ -56,14 +56,15 @@ VERIFY = (
         Contains(
             "verify_input: EagleVerifyInput = batch.spec_info",
             "eagle_prepare_for_verify(verify_input, req_to_token_pool, batch, target_worker)",
-            "eagle_sample(verify_input, batch, logits_output, grammar_mask, ...)",
+            "logits_output = forward_batch_output.logits_output",
+            "(predict, accept_lens, accept_index) = eagle_sample(verify_input, batch, logits_output, grammar_mask, ...)",
             "new_seq_lens = batch.seq_lens + accept_lens",
             "accept_tokens = predict[accept_index]",
             "next_draft_input = EagleDraftInput(bonus_tokens=bonus_tokens)",
         ),
         _COMMIT,
-        "the verify input is the one that the worker hung our rule on, and all that is committed follows from three "
-        "tensors",
+        "the verify input is the one that the worker hung our rule on, all that is committed follows from three "
+        "tensors, and a round's logits are still on its output when verify returns (calibrate/probe.py)",
     ),
     Seam(
         f"{_UTILS}.eagle_prepare_for_verify",

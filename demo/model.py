@@ -52,7 +52,9 @@ def config(role: str, vocabulary: Vocabulary) -> Qwen2_5_VLConfig:
         vision_config={
             **sizes["vision"], "out_hidden_size": sizes["text"]["hidden_size"], "patch_size": 14,
             "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": SIDE,
-            "fullatt_block_indexes": list(range(sizes["vision"]["depth"])), "tokens_per_second": TOKENS_PER_SECOND,
+            # A window is a whole frame, so windows lose nothing; without them SGLang 0.5.23 attends across all frames
+            # (models/qwen2_5_vl.py: cu_seqlens counts t * h * w), where transformers keeps to one pair of frames.
+            "fullatt_block_indexes": [], "tokens_per_second": TOKENS_PER_SECOND,
             "initializer_range": 0.03,
         },
         image_token_id=vocabulary.image, video_token_id=vocabulary.video, vision_start_token_id=vocabulary.vision_start,

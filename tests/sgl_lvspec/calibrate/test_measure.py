@@ -68,11 +68,14 @@ class Pair:
         prompt_text, _, answer = prompt.rpartition(">")
         read = [(None, ord(">"), None)] if start == length - len(answer) - 1 else []
         own = chr(ord("a") + clip)
-        # Another clip makes the n-th letter likelier by its number: what is averaged must be probabilities.
+        # Other clips differ in what they give a token, so it matters that probabilities are averaged.
         return {
             "meta_info": {
                 "input_token_logprobs": read
-                + [(-0.5 if letter == own else math.log(0.05 * (clip + 1)), ord(letter), None) for letter in answer]
+                + [
+                    (-0.1 * (place + 1) if letter == own else math.log(0.05 * (clip + 1)), ord(letter), None)
+                    for place, letter in enumerate(answer)
+                ]
             },
             "prompt": prompt_text,
         }
@@ -109,7 +112,7 @@ def test_dependence_is_what_the_own_clip_adds_over_the_mean_probability_of_other
         } - {clip}
         assert len(readers) == NUM_OTHERS
         mean = sum(0.05 * (other + 1) for other in readers) / len(readers)
-        assert depends == pytest.approx(-0.5 - math.log(mean), abs=1e-12)
+        assert depends == pytest.approx(-0.3 - math.log(mean), abs=1e-12)  # the third token
 
 
 def test_every_clip_is_asked_the_first_question_and_the_others_in_turn() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bench.fidelity import report
-from bench.fidelity.arms import main_question
+from bench.fidelity.arms import NONE, main_question
 from bench.fidelity.engine import LIMIT, K
 from bench.fidelity.measure import BATCH, TUNING_CLIPS, TUNING_SEED, Answering, clips_between, run, tasks_of, tune
 from bench.fidelity.served import served_rows
@@ -39,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of random relaxation")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--url", help="also ask this LVSPEC server, with every preset")
+    parser.add_argument("--arms", default=".", help="pattern of the arms to run; no speculation and the presets always")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
     args = parser.parse_args()
     if args.clips < 2 or args.workers < 1:
@@ -59,7 +61,9 @@ def main() -> None:
     answering = Answering(args.pair, args.calibration, args.threads)
     with tqdm(total=5, desc="tuning", unit="run", mininterval=1) as bar:
         tuned = tune(answering, args.scorer, args.seed, bar.update)
-    arms = main_question(args.scorer, tuned.thresholds, tuned.matched, args.seed)
+    always = {NONE, *PRESETS}
+    every = main_question(args.scorer, tuned.thresholds, tuned.matched, args.seed)
+    arms = [arm for arm in every if arm.name in always or re.search(args.arms, arm.name)]
     tasks = tasks_of(args.clips, args.others, args.workers, arms)
     with tqdm(total=sum(map(len, (of for task in tasks for of in task.arms))), desc="arms", unit="run") as bar:
         results = run(args.pair, args.calibration, tasks, args.workers, args.threads, bar)
@@ -80,6 +84,7 @@ def main() -> None:
         "calibration_sha256": report.digest(args.calibration),
         "weights_sha256": {role: report.digest(args.pair / role / "model.safetensors") for role in ("target", "draft")},
         "scorer": args.scorer,
+        "arms": args.arms,
         "url": args.url,
         "K": K,
         "limit": LIMIT,

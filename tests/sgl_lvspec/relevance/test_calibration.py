@@ -45,9 +45,7 @@ calibrations = st.builds(
     target=st.just(TARGET),
     draft=st.just(DRAFT),
     heads=st.lists(
-        st.builds(
-            HeadWeight, st.integers(0, 3), st.integers(0, 7), finite, finite
-        ),
+        st.builds(HeadWeight, st.integers(0, 3), st.integers(0, 7), finite, finite),
         unique_by=lambda entry: entry[:2],
         max_size=6,
     ).map(tuple),

@@ -73,7 +73,7 @@ class Rule:
 
     Attributes:
         relaxation: λ, the share of drafted tokens that count as fillers, [0, 1]. At 0 nothing is loosened.
-        floor: least probability that the target gives a filler, [0, 1]; a shifted word is the target's own and has none.
+        floor: least probability that the target gives a filler, [0, 1]; a shifted word is the target's.
         window: positions that a word may be apart and still be the same word, 0..16; 0 accepts no shifted word.
         shift: where the word is looked for. `draft`: the target's choice t_i among d_{i-w}..d_{i+w}; `target`: the
             drafted d_i among t_{i-w}..t_{i+w}; `both`: in either; `off`: nowhere.
@@ -107,8 +107,8 @@ class Rule:
 
 NAMES = tuple(field.name for field in dataclasses.fields(Rule))
 
-# conservative and balanced were chosen on a calibration split of the demo pair's clips (bench/README.md has the numbers):
-# with a calibrated scorer a floor does what a lower λ does not, and shifted words cost more facts than they save rounds.
+# conservative and balanced were chosen on a calibration split of the demo pair's clips (bench/README.md): with a calibrated
+# scorer a floor does what a lower λ does not, and shifted words cost more facts than they save rounds.
 PRESETS: Mapping[str, Rule] = MappingProxyType(
     {
         "strict": Rule(),

@@ -130,7 +130,8 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
             f"{ours[0]} needs --speculative-algorithm {ALGORITHM}; found {server_args.speculative_algorithm!r}. "
             f"Name the algorithm or drop {', '.join(ours)}."
         )
-    config = LVSpecConfig.from_options({**options, "preset": named.get("preset") or _default_preset(server_args, named)})
+    preset = named.get("preset") or _default_preset(server_args, named)
+    config = LVSpecConfig.from_options({**options, "preset": preset})
     if config.calibration is not None or config.allows_loose:
         config = dataclasses.replace(config, calibration=find_calibration(config.calibration, server_args.model_path))
     if config.calibration is not None and not Path(config.calibration).is_file():

@@ -107,8 +107,8 @@ class Rule:
 
 NAMES = tuple(field.name for field in dataclasses.fields(Rule))
 
-# conservative and balanced were chosen on a calibration split of the demo pair's clips (bench/README.md): with a calibrated
-# scorer a floor does what a lower λ does not, and shifted words cost more facts than they save rounds.
+# conservative and balanced were chosen on a calibration split of the demo pair's clips (bench/README.md): with a
+# calibrated scorer a floor does what a lower λ does not, and shifted words cost more facts than they save rounds.
 PRESETS: Mapping[str, Rule] = MappingProxyType(
     {
         "strict": Rule(),

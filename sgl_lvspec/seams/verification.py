@@ -57,7 +57,7 @@ VERIFY = (
             "verify_input: EagleVerifyInput = batch.spec_info",
             "eagle_prepare_for_verify(verify_input, req_to_token_pool, batch, target_worker)",
             "logits_output = forward_batch_output.logits_output",
-            "(predict, accept_lens, accept_index) = eagle_sample(verify_input, batch, logits_output, grammar_mask, ...)",
+            "(predict, accept_lens, accept_index) = eagle_sample(verify_input, batch, logits_output, ...)",
             "new_seq_lens = batch.seq_lens + accept_lens",
             "accept_tokens = predict[accept_index]",
             "next_draft_input = EagleDraftInput(bonus_tokens=bonus_tokens)",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.server.prompts import situations
 from tests.server.serving import PLAIN_ARGS, ROOT, Pair, Server, lvspec_args, start
@@ -32,6 +33,12 @@ def clips(pair: Pair) -> Path:
     """Folder of the sample clips (mp4) and a still (png)."""
     own = pair.target.parent / "clips"
     return own if own.is_dir() else ROOT / "demo" / "clips"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(pair: Pair) -> Any:
+    """The target's."""
+    return AutoTokenizer.from_pretrained(pair.target)
 
 
 @pytest.fixture(scope="session")

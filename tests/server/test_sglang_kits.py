@@ -64,6 +64,7 @@ class LVSpecServer(spec_eagle_fixture.SpecEagleServerBase):
     # servers would live on. This is its own switch for that.
     expect_server_exit = True
     reference: Server
+    served = "lvspec_server"  # the fixture of the server under test
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -79,10 +80,11 @@ class LVSpecServer(spec_eagle_fixture.SpecEagleServerBase):
 
 
 @pytest.fixture(scope="class", autouse=True)
-def attached(request: pytest.FixtureRequest, plain_server: Server, lvspec_server: Server) -> None:
+def attached(request: pytest.FixtureRequest, plain_server: Server) -> None:
     """What SGLang's fixture sets once its server runs, and the reference."""
     case = request.cls
-    case.base_url, case.process, case.model = lvspec_server.url, lvspec_server.process, lvspec_server.model
+    server: Server = request.getfixturevalue(case.served)
+    case.base_url, case.process, case.model = server.url, server.process, server.model
     case.reference, case._tokenizer = plain_server, None
 
 
@@ -95,6 +97,12 @@ class TestParity(spec_server_kits.SpecParityKit, LVSpecServer):
     def parity_ref_outputs(self) -> dict[str, str]:
         """What SGLang's setUpClass captures from the reference."""
         return {prompt: spec_server_kits._greedy(self.reference.url, prompt) for prompt in self.parity_prompts}
+
+
+class TestParityOfALooseServer(TestParity):
+    """Its prompts are text, so they are strict whatever the server loosens."""
+
+    served = "loose_server"
 
 
 @pytest.mark.usefixtures("in_our_words")

@@ -70,6 +70,21 @@ def test_a_server_without_speculation_fails_the_acceptance_length_alone(
     assert findings(output) == ["Tokens a verify round about the videos"], output
 
 
+def test_a_server_that_loosens_is_not_in_parity(kit: CommandLine, captured: Path, loose_server: Server) -> None:
+    """Of every way to ask about a video; what is left is counts of tokens and rounds."""
+    status, output = kit("--url", loose_server.url, "--reference", str(captured))
+    assert status == 1
+    meets = (
+        "Each video, chat",
+        "A streamed chat about each video",
+        "The same questions at once",
+        "Video, image and both",
+    )
+    for name in meets:
+        assert any(line.startswith(name) for line in findings(output)), output
+    assert not any(line.startswith("Tokens a verify round") for line in findings(output)), output
+
+
 def test_one_other_token_in_the_first_answer_is_found(
     kit: CommandLine, captured: Path, lvspec_server: Server, tmp_path: Path
 ) -> None:

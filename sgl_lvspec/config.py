@@ -13,7 +13,7 @@ from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Ru
 
 VIDEO_TIMES = ("fixed", "upstream")
 SCORERS = ("attention", "similarity", "combined")
-DEFAULT_SCORER = "attention"
+DEFAULT_SCORER = "combined"
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 

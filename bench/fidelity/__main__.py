@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--others", type=int, help="clips that are also asked shortly and for JSON (a third, at most 300)"
     )
+    parser.add_argument("--clip-seed", type=int, default=SEED, help="of the clips; another one to choose settings on")
     parser.add_argument("--out", type=Path, default=Path("build/fidelity.json"))
     parser.add_argument("--pair", type=Path, default=Path("demo/pair"))
     parser.add_argument("--calibration", type=Path, help="default: lvspec.json in the target's folder")
@@ -64,18 +65,18 @@ def main() -> None:
     always = {NONE, *PRESETS}
     every = main_question(args.scorer, tuned.thresholds, tuned.matched, args.seed)
     arms = [arm for arm in every if arm.name in always or re.search(args.arms, arm.name)]
-    tasks = tasks_of(args.clips, args.others, args.workers, arms)
+    tasks = tasks_of(args.clips, args.others, args.workers, arms, args.clip_seed)
     with tqdm(total=sum(map(len, (of for task in tasks for of in task.arms))), desc="arms", unit="run") as bar:
         results = run(args.pair, args.calibration, tasks, args.workers, args.threads, bar)
     served = None
     if args.url:
         own = [text for result in results for text in result.own]
         with tqdm(total=len(PRESETS) * args.clips, desc="asking the server", unit="answer") as bar:
-            served = served_rows(args.url, clips_between(0, args.clips), own, bar.update)
+            served = served_rows(args.url, clips_between(0, args.clips, args.clip_seed), own, bar.update)
     settings = {
         "clips": args.clips,
         "clips_of_other_questions": args.others,
-        "clip_seed": SEED,
+        "clip_seed": args.clip_seed,
         "tuning_seed": TUNING_SEED,
         "tuning_clips": TUNING_CLIPS,
         "random_seed": args.seed,

@@ -19,7 +19,7 @@ from sgl_lvspec.relevance.calibration import Calibration, read_calibration
 from sgl_lvspec.verification.protected import ORDINARY, PROTECTED
 
 NONE, STRICT, MAIN = "none", "strict", "balanced"
-RELAXATIONS = (0.3, 0.5, 0.7, 0.9)
+RELAXATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
 CHANCES = (0.25, 0.5, 0.75, 1.0)
 FLY_PLUS, FLY = "entropy ≥ 0.3 (FLy+)", "FLy window=6 (published)"
 MATCHED = "random matched"  # to the share of tokens that MAIN loosens

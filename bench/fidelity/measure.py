@@ -42,6 +42,7 @@ class Task:
     begin: int
     end: int
     arms: tuple[tuple[Arm, ...], ...]  # by question
+    seed: int = SEED  # of the clips
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Answering:
 
     def do(self, task: Task, tick: Callable[[], None]) -> Result:
         """Run every arm of a task; `tick` after each."""
-        clips = clips_between(task.begin, task.end)
+        clips = clips_between(task.begin, task.end, task.seed)
         numbers, patches, result = range(task.begin, task.end), served_patches(clips), Result(task)
         collector = Collector(self.tables.calibration)
         for question, of_question in enumerate(task.arms):
@@ -190,13 +191,13 @@ def tune(answering: Answering, scorer: str, seed: int, tick: Callable[[], None],
     return Tuned(thresholds, round(float(np.interp(wanted, shares, chances)), 4), best_head(collector.columns()))
 
 
-def tasks_of(count: int, others: int, workers: int, arms: Sequence[Arm]) -> list[Task]:
+def tasks_of(count: int, others: int, workers: int, arms: Sequence[Arm], seed: int = SEED) -> list[Task]:
     """Batches of `count` clips; the first `others` clips are also asked the other questions."""
     size = min(BATCH, math.ceil(count / workers))
     few = tuple(arms_.other_questions(list(arms)))
     bounds = sorted({*range(0, count, size), min(others, count), count})
     return [
-        Task(begin, end, (tuple(arms), *((few, few) if end <= others else ((), ()))))
+        Task(begin, end, (tuple(arms), *((few, few) if end <= others else ((), ()))), seed)
         for begin, end in itertools.pairwise(bounds)
     ]
 

@@ -58,7 +58,7 @@ def main() -> None:
     """Measure and write."""
     args = parse()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
+    begin, about = time.monotonic(), report.made_by()
     answering = Answering(args.pair, args.calibration, args.threads)
     with tqdm(total=5, desc="tuning", unit="run", mininterval=1) as bar:
         tuned = tune(answering, args.scorer, args.seed, bar.update)
@@ -96,7 +96,7 @@ def main() -> None:
         "threads": args.threads,
         "seconds": round(time.monotonic() - begin),
     }
-    found = report.document(results, arms, tuned, settings, RESAMPLES, served)
+    found = report.document(results, arms, tuned, settings, RESAMPLES, about, served)
     args.out.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     args.out.with_suffix(".md").write_text(report.markdown(found))
     report.plot(found, args.out.with_suffix(".svg"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,15 @@ def document(
     tuned: Tuned,
     settings: dict[str, Any],
     resamples: int,
+    about: dict[str, Any],
     served: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Everything that a run found, as plain JSON; `served` are marks of a server's answers by preset."""
+    """Everything that a run found, as plain JSON.
+
+    Args:
+        about: `made_by()`, taken before the run: what is committed while it runs has no part in it.
+        served: marks of a server's answers by preset.
+    """
     by_question: dict[str, list[dict[str, Any]]] = {}
     comparisons: list[dict[str, Any]] = []
     for question, name in enumerate(QUESTIONS):
@@ -60,7 +67,7 @@ def document(
                 by_question[name].append({"name": f"{preset}, served", "family": SERVED, **arm})
     scores = {name: np.concatenate([result.scores[name] for result in results]) for name in results[0].scores}
     return {
-        "provenance": {**provenance("bench.fidelity"), "hardware": hardware()},
+        "provenance": about,
         "settings": {
             **settings,
             "tuned": {**vars(tuned), "thresholds": {str(k): v for k, v in tuned.thresholds.items()}},
@@ -81,6 +88,14 @@ def _comparisons(totals: dict[str, np.ndarray], arms: Sequence[Arm]) -> list[dic
             others = [totals[name] for name in (STRICT, *members)]
             found.append({"arm": MAIN, "against": family, **at_equal(totals[MAIN], others, by)})
     return found
+
+
+def made_by() -> dict[str, Any]:
+    """Provenance of a run that begins now, with the tracked files that differ from the commit."""
+    status = ["git", "status", "--porcelain", "--untracked-files=no"]
+    changed = subprocess.run(status, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout
+    files = sorted(line[3:] for line in changed.splitlines())
+    return {**provenance("bench.fidelity"), "changed_files": files, "hardware": hardware()}
 
 
 def hardware() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from demo.answers import answer
 from demo.facts import parse
 from demo.heldout import HeldOutClip
 from demo.wording import Style
+from tests.bench.conftest import PAIR
 
 THRESHOLDS = {0.3: -1.0, 0.7: -4.0}
 KEPT = {NONE, STRICT, MAIN, "paper", "random r=0.5", "random r=1.0", "FLy window=2", "probability 30%"}
@@ -42,7 +43,7 @@ def results(answering: Answering, arms: list[Arm]) -> list[Result]:
 def found(results: list[Result], arms: list[Arm]) -> dict[str, Any]:
     head = "attention, layer 1 head 0, predicting"
     settings = {"clips": 4, "K": 10, "pair": "demo/pair", "scorer": "combined", "seconds": 1}
-    return report.document(results, arms, Tuned(THRESHOLDS, 0.4, head), settings, resamples=50)
+    return report.document(results, arms, Tuned(THRESHOLDS, 0.4, head), settings, 50, report.made_by())
 
 
 def test_json_has_what_readers_of_it_need(found: dict[str, Any], arms: list[Arm]) -> None:
@@ -69,6 +70,7 @@ def test_provenance_says_what_made_it(found: dict[str, Any]) -> None:
     assert about["hardware"]["cores"] >= 1
     assert about["hardware"]["processor"]
     assert {"git", "utc", "python"} <= about.keys()
+    assert all((PAIR.parents[1] / name).parent.is_dir() for name in about["changed_files"])
 
 
 def test_strict_is_none_with_rounds(found: dict[str, Any]) -> None:
@@ -120,7 +122,7 @@ def test_served_arms_stand_beside_the_offline_ones(
     served = {MAIN: np.concatenate([result.marks[0, MAIN] for result in results])}
     settings = found["settings"]
     tuned = Tuned(THRESHOLDS, 0.4, "attention, layer 1 head 0, predicting")
-    both = report.document(results, arms, tuned, settings, resamples=50, served=served)
+    both = report.document(results, arms, tuned, settings, 50, found["provenance"], served)
     offline = next(arm for arm in both["arms"] if arm["name"] == MAIN)
     beside = both["arms"][-1]
     assert (beside["name"], beside["family"]) == (f"{MAIN}, served", "served")

@@ -107,13 +107,13 @@ class Rule:
 
 NAMES = tuple(field.name for field in dataclasses.fields(Rule))
 
-# conservative and balanced were chosen on a calibration split of the demo pair's clips (bench/README.md): with a
-# calibrated scorer a floor does what a lower λ does not, and shifted words cost more facts than they save rounds.
+# How conservative and balanced were chosen on clips of the demo pair: bench/README.md. With a calibrated scorer a floor
+# does what a lower λ does not, and shifted words cost more facts than they save rounds.
 PRESETS: Mapping[str, Rule] = MappingProxyType(
     {
         "strict": Rule(),
-        "conservative": Rule(relaxation=0.6, floor=0.05, max_share=0.25, max_run=2, protect_digits=True),
-        "balanced": Rule(relaxation=0.6, floor=0.0025, max_share=0.3, max_run=4, protect_digits=True),
+        "conservative": Rule(relaxation=0.5, floor=0.05, max_share=0.25, max_run=2, protect_digits=True),
+        "balanced": Rule(relaxation=0.5, floor=0.0025, max_share=0.3, max_run=4, protect_digits=True),
         # What the paper describes and nothing more.
         "paper": Rule(
             relaxation=0.7, floor=0.0, window=3, shift="draft", max_share=1.0, max_run=None, protect_digits=False

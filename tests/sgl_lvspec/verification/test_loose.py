@@ -340,7 +340,7 @@ class TestBeside:
         assert rule.rows.state.counts[8].sum() == CALIBRATED_WEIGHT
 
     def test_without_one_nothing_is_loosened_before_enough_was_seen(self) -> None:
-        rule = LooseRule.beside(self.worker(), SimpleNamespace(), LVSpecConfig("paper"), None)  # type: ignore[arg-type]
+        rule = LooseRule.beside(self.worker(), SimpleNamespace(), LVSpecConfig("paper", scorer="attention"), None)  # type: ignore[arg-type]
         rule.rows.write(batch_of(VideoRequest(8)))
         assert rule.rows.state.counts[8].sum() == 0
         assert rule._decision.care.slope == 0

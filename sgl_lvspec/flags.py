@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_lvspec.config import DEFAULT_SCORER, SCORERS, VIDEO_TIMES, LVSpecConfig, flag_of
 from sgl_lvspec.presets import CALIBRATED_PRESET, DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
-from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, find_calibration
+from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, examine_calibration, find_calibration
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
 
 ALGORITHM = "LVSPEC"
 _PREFIX = "lvspec_"
@@ -78,7 +81,10 @@ def _add_rule_arguments(group: argparse._ArgumentGroup) -> None:
         "other way round.",
     )
     group.add_argument(
-        "--lvspec-max-share", type=float, metavar="SHARE", help="Loosened tokens: at most this share of an answer."
+        "--lvspec-max-share",
+        type=float,
+        metavar="SHARE",
+        help="Loosened tokens: at most this share of an answer, or of 32 tokens if it is shorter.",
     )
     group.add_argument(
         "--lvspec-max-run",
@@ -149,7 +155,22 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
 def _default_preset(server_args: ServerArgs, named: dict[str, Any]) -> str:
     """Who calibrated a pair wants it loosened; on any other, relevance would be a guess, so nothing is."""
     path = find_calibration(named.get("calibration"), server_args.model_path)
-    return DEFAULT_PRESET if path is None else CALIBRATED_PRESET
+    if path is None:
+        return DEFAULT_PRESET
+    try:
+        misfit = examine_calibration(
+            Path(path),
+            server_args.model_path,
+            str(server_args.speculative_draft_model_path),
+            server_args.revision,
+            server_args.speculative_draft_model_revision,
+        )
+    except ValueError as error:
+        misfit = str(error)
+    if misfit is not None:
+        logger.warning("LVSPEC: preset %s, because %s does not fit: %s", DEFAULT_PRESET, path, misfit)
+        return DEFAULT_PRESET
+    return CALIBRATED_PRESET
 
 
 def config_of(server_args: ServerArgs) -> LVSpecConfig:

@@ -23,7 +23,7 @@ def apply(target: str, hook: Callable[..., Any], kind: str) -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookSource, HookType
 
-    if any(known is hook for _, known, _ in HookRegistry._hooks.get(target, ())):
+    if any(known == hook for _, known, _ in HookRegistry._hooks.get(target, ())):
         return
     if target in HookRegistry._patched:
         raise RuntimeError(

@@ -77,7 +77,7 @@ class Rule:
         window: positions that a word may be apart and still be the same word, 0..16; 0 accepts no shifted word.
         shift: where the word is looked for. `draft`: the target's choice t_i among d_{i-w}..d_{i+w}; `target`: the
             drafted d_i among t_{i-w}..t_{i+w}; `both`: in either; `off`: nowhere.
-        max_share: loosened tokens are at most this share of the committed ones, (0, 1].
+        max_share: loosened tokens are at most this share of the committed ones, or of 32 while there are fewer, (0, 1].
         max_run: at most so many loosened tokens in a row, 1 or more; None sets no limit.
         protect_digits: tokens that hold a digit are never loosened.
     """

@@ -44,10 +44,12 @@ def guard_request(request: Any, prompt: list[int] | None, vocab_size: int) -> No
         raise ValueError(
             f"logprob_start_len must be a position of the prompt or -1; found {start}. Send -1 for output tokens only."
         )
-    if isinstance(getattr(request, "positional_embed_overrides", None), dict | list):
-        raise ValueError(
-            "positional_embed_overrides must be tensors, which only sglang.Engine takes; found JSON. Leave it out."
-        )
+    for name in ("input_embeds", "positional_embed_overrides"):
+        if getattr(request, name, None) is not None:
+            raise ValueError(
+                f"LVSPEC needs a prompt of tokens, because the draft reads it too and its embeddings are of another "
+                f"width; found {name}. Send text or input_ids, or use a server without --speculative-algorithm."
+            )
 
 
 def require_in_vocabulary(name: str, token_ids: Collection[int], vocab_size: int) -> None:

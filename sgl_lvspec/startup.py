@@ -90,6 +90,7 @@ def validate(server_args: ServerArgs) -> None:
     if misfit is not None:
         raise ValueError(misfit)
     _examine_calibration(server_args)
+    _warn_of_inherited_penalty(server_args)
 
     from sgl_lvspec import request_checks
     from sgl_lvspec.sight import response
@@ -187,6 +188,27 @@ def _examine_calibration(server_args: ServerArgs) -> None:
     )
     if warning is not None:
         logger.warning("%s", warning)
+
+
+def _warn_of_inherited_penalty(server_args: ServerArgs) -> None:
+    """SGLang gives chats the sampling defaults of the model's generation_config.json, a repetition penalty among them
+    (Qwen2.5-VL ships one): such a request commits one token a round, so nothing would be won and nobody would know."""
+    if server_args.sampling_defaults != "model":
+        return
+    from transformers import GenerationConfig
+
+    try:
+        defaults = GenerationConfig.from_pretrained(server_args.model_path, revision=server_args.revision)
+    except (OSError, ValueError):
+        return  # none to inherit
+    penalty = defaults.repetition_penalty
+    if penalty not in (None, 1.0):
+        logger.warning(
+            "LVSPEC: the model's generation_config.json has repetition_penalty %s, which chats inherit unless they "
+            "name their own; a penalised request is strict and commits one token a round. Start with "
+            "--sampling-defaults openai, or send repetition_penalty 1.",
+            penalty,
+        )
 
 
 def _load_facts(server_args: ServerArgs) -> tuple[ModelFacts, ModelFacts]:

@@ -224,7 +224,10 @@ CHECKS = (
     ),
     Seam(
         "sglang.srt.managers.io_struct.GenerateReqInput",
-        Has("input_ids custom_logit_processor top_logprobs_num logprob_start_len positional_embed_overrides"),
+        Has(
+            "input_ids custom_logit_processor top_logprobs_num logprob_start_len input_embeds "
+            "positional_embed_overrides"
+        ),
         _REQUESTS,
         "the request as it was sent",
     ),

@@ -100,6 +100,7 @@ _DECLARED = (
     ("model.Model", "trust_remote_code", "False", "passed on when the configs are read"),
     ("model.Model", "revision", "None", "of the target"),
     ("model.Model", "json_model_override_args", "'{}'", "changes the target's config"),
+    ("serving.Serving", "sampling_defaults", "'model'", "chats inherit a model's repetition penalty: worth a warning"),
     ("device.Device", "device", "None", "CPU needs our attention backend"),
     ("exec_.ExecFeatures", "enable_watermark", "False", "refused"),
     ("exec_.ExecKernel", "attention_backend", "None", "set to lvspec_cpu on CPU"),

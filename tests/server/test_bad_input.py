@@ -122,7 +122,7 @@ DEADLY: dict[str, tuple[dict[str, Any], str]] = {
     "top_k beyond int32": ({"sampling_params": {"top_k": 2**40}}, "top_k must be at most"),
     "more logprobs than tokens": ({"return_logprob": True, "top_logprobs_num": 10**6}, "top_logprobs_num"),
     "negative start": ({"return_logprob": True, "logprob_start_len": -5}, "logprob_start_len"),
-    "embeddings as JSON": ({"positional_embed_overrides": {"a": 1}}, "positional_embed_overrides"),
+    "embeddings in part": ({"positional_embed_overrides": {"a": 1}}, "needs a prompt of tokens"),
 }
 
 

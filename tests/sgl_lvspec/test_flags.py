@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,15 @@ def test_no_file_is_looked_for_where_none_is_wanted(mended: list[Any], calibrate
     assert _calibration(calibrated, "--lvspec-preset", "balanced", "--lvspec-calibration", str(other)) == str(other)
     (tmp_path / "lvspec.json").unlink()
     assert _calibration(calibrated, "--lvspec-preset", "balanced") is None
+
+
+@pytest.mark.parametrize(("draft", "preset"), [("draft", "balanced"), ("target", "strict")])
+def test_a_server_loosens_by_itself_only_the_pair_that_was_calibrated(
+    mended: list[Any], draft: str, preset: str
+) -> None:
+    pair = Path(__file__).parents[2] / "demo" / "pair"
+    words = ("--model-path", str(pair / "target"), "--speculative-draft-model-path", str(pair / draft))
+    assert flags.config_of(_parse(*LVSPEC, *words)).preset == preset
 
 
 def test_the_probe_is_no_flag(mended: list[Any]) -> None:

@@ -52,11 +52,10 @@ def test_deadly_sampling_parameters_are_refused(fields: dict[str, Any], message:
     ("prompt", "fields"),
     [
         ([1], {}),
-        (None, {}),  # a prompt of embeddings
+        (None, {}),
         ([1], {"input_ids": [0, VOCABULARY - 1]}),
         ([1], {"top_logprobs_num": VOCABULARY, "logprob_start_len": -1}),
         ([1], {"top_logprobs_num": None, "logprob_start_len": None, "positional_embed_overrides": None}),
-        ([1], {"positional_embed_overrides": SimpleNamespace(embeds=[], positions=[])}),
     ],
 )
 def test_usable_request_passes(prompt: list[int] | None, fields: dict[str, Any]) -> None:
@@ -71,7 +70,12 @@ def test_usable_request_passes(prompt: list[int] | None, fields: dict[str, Any])
         ([1], {"input_ids": [3, 2**40]}, r"^input_ids must lie in 0\.\.895; found 1099511627776"),
         ([1], {"top_logprobs_num": VOCABULARY + 1}, r"^top_logprobs_num must be at most 896, .*; found 897\. Lower"),
         ([1], {"logprob_start_len": -2}, r"^logprob_start_len must be a position of the prompt or -1; found -2"),
-        ([1], {"positional_embed_overrides": {"a": 1}}, r"^positional_embed_overrides must be tensors"),
+        (
+            [1],
+            {"positional_embed_overrides": {"a": 1}},
+            r"needs a prompt of tokens.*; found positional_embed_overrides\. ",
+        ),
+        (None, {"input_embeds": [[0.1, 0.2]]}, r"needs a prompt of tokens.*; found input_embeds\. Send text"),
     ],
 )
 def test_deadly_request_is_refused(prompt: list[int], fields: dict[str, Any], message: str) -> None:

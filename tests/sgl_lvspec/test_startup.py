@@ -57,6 +57,17 @@ def test_defaults_pass_and_install_the_request_checks(fitting: list[Any]) -> Non
     assert fitting == [record]
 
 
+@pytest.mark.parametrize(
+    ("penalty", "source", "warns"), [(1.05, "model", True), (1.0, "model", False), (1.05, "openai", False)]
+)
+def test_a_penalty_that_chats_would_inherit_is_a_warning(
+    fitting: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, penalty: float, source: str, warns: bool
+) -> None:
+    (tmp_path / "generation_config.json").write_text(f'{{"repetition_penalty": {penalty}}}')
+    startup.validate(_record(model_path=str(tmp_path), sampling_defaults=source))  # type: ignore[arg-type]
+    assert ("repetition_penalty 1.05, which chats inherit" in caplog.text) == warns
+
+
 def test_what_is_refused_is_off_by_default() -> None:
     defaults = ServerArgs(model_path="target")
     assert {field: getattr(defaults, field) for field, *_ in startup._REQUIRED} == {

@@ -40,7 +40,7 @@ class Counters:
         self._requests = {mode: requests.labels(**labels, mode=mode) for mode in MODES}
         self._given_up = Counter(
             "lvspec:logprob_given_up_total",
-            "Log-probability given up: of the target's choice less that of the token, summed over loosened tokens.",
+            "Log-probability given up: of the target's likeliest token less that of the one loosened, summed.",
             names,
         ).labels(**labels)
         self._accepted_per_round = Histogram(

@@ -39,7 +39,7 @@ class RoundReport:
 
     label: torch.Tensor | None  # int8 [B, D], as in `tally`, -1 where nothing is committed; None: all rows are strict
     relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; anything for a bonus
-    gap: torch.Tensor | None  # float32 [B, D], log p(target's choice) - log p(token); read where a token is loosened
+    gap: torch.Tensor | None  # float32 [B, D], log p(target's likeliest) - log p(token); read where it is loosened
     accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
 
     def copy_to_host(self, copy_tensor: CopyTensor) -> HostRoundReport:

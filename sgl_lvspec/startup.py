@@ -191,8 +191,8 @@ def _examine_calibration(server_args: ServerArgs) -> None:
 
 
 def _warn_of_inherited_penalty(server_args: ServerArgs) -> None:
-    """SGLang gives chats the sampling defaults of the model's generation_config.json, a repetition penalty among them
-    (Qwen2.5-VL ships one): such a request commits one token a round, so nothing would be won and nobody would know."""
+    """SGLang gives chats the sampling defaults of the model's generation_config.json, a repetition penalty among them:
+    such a request commits one token a round, so nothing would be won and nobody would know."""
     if server_args.sampling_defaults != "model":
         return
     from transformers import GenerationConfig

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sgl_lvspec.sight.tally import ACCEPTED, BONUS, NAMES, Tally
+from lvspec_kernels.relax import BONUS
+from sgl_lvspec.sight.tally import ACCEPTED, NAMES, Tally
 
 MODES = ("strict", "loose")
 DIVERGENCE_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)

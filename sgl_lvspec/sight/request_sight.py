@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec.sight.tally import BONUS, NAMES, Tally, finite_or_none
+from lvspec_kernels.relax import BONUS
+from sgl_lvspec.sight.tally import NAMES, Tally, finite_or_none
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -18,7 +19,7 @@ SUMMARY, LABELS, RELEVANCE = "lvspec", "lvspec_labels", "lvspec_relevance"
 PER_TOKEN = (LABELS, RELEVANCE)
 
 _TALLY = "_lvspec_tally"
-_RULE = "_lvspec_rule"  # set by the commit of a round; absent until the first
+_RULE = "_lvspec_rule"  # set before a prefill (verification/rows.py); absent on a server without loose rules
 
 
 def tally_of(req: Req) -> Tally:

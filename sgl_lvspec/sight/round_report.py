@@ -16,8 +16,9 @@ import torch
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.auxiliary_output import CompositeDeviceAuxiliaryOutput, append_auxiliary_output
 
+from lvspec_kernels.relax import BONUS, MATCH
 from sgl_lvspec.sight import request_sight
-from sgl_lvspec.sight.tally import BONUS, MATCH, Tally
+from sgl_lvspec.sight.tally import Tally
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MATCH, FILLER, SHIFT, BONUS = range(4)  # labels as the commit of a round writes them; -1 pads what was not committed
+from lvspec_kernels.relax import BONUS, FILLER, MATCH, SHIFT
+
 NAMES = ("match", "filler", "shift", "bonus")
 ACCEPTED = (MATCH, FILLER, SHIFT)  # a drafted token; the rest is the target's own
 LOOSENED = (FILLER, SHIFT)  # a drafted token that is not the target's choice

@@ -44,6 +44,22 @@ def test_asking_twice_wraps_once(module: Any) -> None:
     assert module.answer() == 2
 
 
+class Adder:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def add(self, result: int) -> int:
+        return result + self.number
+
+
+def test_a_method_asked_for_twice_wraps_once(module: Any) -> None:
+    """Each access makes a new object of a bound method."""
+    adder = Adder(5)
+    late_hooks.apply(TARGET, adder.add, "after")
+    late_hooks.apply(TARGET, adder.add, "after")
+    assert module.answer() == 6
+
+
 def test_second_hook_on_a_patched_target_is_an_error(module: Any) -> None:
     """SGLang itself would ignore it."""
     HookRegistry.register(TARGET, lambda result: result + 10, HookType.AFTER)

@@ -14,6 +14,10 @@ from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Ru
 VIDEO_TIMES = ("fixed", "upstream")
 SCORERS = ("attention", "similarity", "combined")
 DEFAULT_SCORER = "combined"
+CONTEXTS = ("full", "uniform", "random", "specvlm", "uvprune")  # `context.policies`, which imports SGLang
+DEFAULT_CONTEXT = "full"
+DEFAULT_KEEP = 0.1  # SpecVLM drops nine tokens of ten (arXiv 2508.16201)
+DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
@@ -32,6 +36,10 @@ class LVSpecConfig:
         scorer: how visual relevance is found.
         calibration: file that `lvspec calibrate` wrote for this pair of models; "none" also leaves out the one that
             lies in the target's folder.
+        context: which tokens of a video the draft reads, a policy of `context.policies`.
+        keep: share of a video's tokens that the draft keeps, above 0; `full` keeps all whatever it says.
+        keep_min: videos (and images) with fewer tokens are kept whole.
+        draft_tokens: size of the draft's KV pool; unset, a share of the target's (`context.pool`).
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
@@ -46,11 +54,20 @@ class LVSpecConfig:
     protect_digits: bool | str | None = None
     scorer: str = DEFAULT_SCORER
     calibration: str | None = None
+    context: str = DEFAULT_CONTEXT
+    keep: float = DEFAULT_KEEP
+    keep_min: int = DEFAULT_KEEP_MIN
+    draft_tokens: int | None = None
     probe: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("preset", self.preset, tuple(PRESETS))
         _require_choice("scorer", self.scorer, SCORERS)
+        _require_choice("context", self.context, CONTEXTS)
+        _require_number("keep", self.keep, float, 0.0, 1.0)
+        _require_number("keep_min", self.keep_min, int, 0, 2**31)
+        if self.draft_tokens is not None:
+            _require_number("draft_tokens", self.draft_tokens, int, 1, 2**31)
         if self.video_time is not None:
             _require_choice("video_time", self.video_time, VIDEO_TIMES)
         if self.calibration is not None and not (isinstance(self.calibration, str) and self.calibration):
@@ -124,3 +141,13 @@ def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
             f"{flag_of(name)} must be one of {', '.join(allowed)}; found {value!r}. "
             "Choose one of them or drop the flag."
         )
+
+
+def _require_number(name: str, value: object, kind: type, least: float, most: float) -> None:
+    """A number from `least` to `most`; a share (`float`) must be above `least`."""
+    kinds = (int, float) if kind is float else (int,)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if is_number and least <= value <= most and not (kind is float and value == least):  # type: ignore[operator]
+        return
+    bound = f"above {least:g} and at most {most:g}" if kind is float else f"a whole number from {least} to {most}"
+    raise ValueError(f"{flag_of(name)} must be {bound}; found {value!r}. Correct the number or drop the flag.")

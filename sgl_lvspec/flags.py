@@ -12,7 +12,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec.config import DEFAULT_SCORER, SCORERS, VIDEO_TIMES, LVSpecConfig, flag_of
+from sgl_lvspec.config import (
+    CONTEXTS,
+    DEFAULT_CONTEXT,
+    DEFAULT_KEEP,
+    DEFAULT_KEEP_MIN,
+    DEFAULT_SCORER,
+    SCORERS,
+    VIDEO_TIMES,
+    LVSpecConfig,
+    flag_of,
+)
 from sgl_lvspec.presets import CALIBRATED_PRESET, DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
 from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, examine_calibration, find_calibration
 
@@ -48,6 +58,7 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         help=f"What `lvspec calibrate` measured for this pair of models; where the preset loosens, {FILE_NAME} in the "
         f"target's folder unless named. {NO_FILE}: do without.",
     )
+    _add_context_arguments(group)
     group.add_argument(
         "--lvspec-video-time",
         choices=VIDEO_TIMES,
@@ -97,6 +108,35 @@ def _add_rule_arguments(group: argparse._ArgumentGroup) -> None:
         type=_yaml_word,
         choices=("on", "off"),
         help="Whether tokens that hold a digit are never loosened.",
+    )
+
+
+def _add_context_arguments(group: argparse._ArgumentGroup) -> None:
+    """What the draft sees of a video, and how much memory it gets for it."""
+    group.add_argument(
+        "--lvspec-context",
+        choices=CONTEXTS,
+        help="Which tokens of a video the draft reads. full: all. uniform: evenly spaced. random: any. specvlm: those "
+        "that the question looks at most, then evenly spaced. uvprune: those whose states turn towards the text. "
+        f"Never changes what a strict request is answered. Default {DEFAULT_CONTEXT}.",
+    )
+    group.add_argument(
+        "--lvspec-keep",
+        type=float,
+        metavar="SHARE",
+        help=f"Share of a video's tokens that the draft keeps, above 0 to 1; default {DEFAULT_KEEP}.",
+    )
+    group.add_argument(
+        "--lvspec-keep-min",
+        type=int,
+        metavar="N",
+        help=f"Videos with fewer tokens are kept whole; default {DEFAULT_KEEP_MIN}.",
+    )
+    group.add_argument(
+        "--lvspec-draft-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens that the draft's KV pool holds; default: the target's number, less what is left out of videos.",
     )
 
 

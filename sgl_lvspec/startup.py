@@ -76,10 +76,10 @@ def validate(server_args: ServerArgs) -> None:
         if found != value:
             raise ValueError(f"LVSPEC needs {flag} at {value!r} ({reason}); found {found!r}. Drop the flag.")
     _require_attention_backend(server_args)
-    if server_args.device == "cpu" and server_args.page_size not in (None, 1):
+    if server_args.page_size not in (None, 1):
         raise ValueError(
-            "LVSPEC needs --page-size 1 on CPU, where SGLang finds larger pages with a GPU's kernel; found "
-            f"{server_args.page_size}. Drop the flag."
+            "LVSPEC needs --page-size 1: the draft's KV pool holds single tokens of a context, and on CPU SGLang finds "
+            f"larger pages with a GPU's kernel; found {server_args.page_size}. Drop the flag."
         )
     if server_args.skip_tokenizer_init and config_of(server_args).allows_loose:
         raise ValueError(

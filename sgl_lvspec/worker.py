@@ -1,8 +1,8 @@
 """The round of LVSPEC, on top of SGLang's speculative worker: draft a chain, verify it in one pass, commit a prefix.
 
     prefill   slots.mark_prompt, rows.write (each request's rule) -> target extend (SGLang)
-              -> draft extend (drafting.chain, own view of the prompt)
-    decode    drafting.chain.draft -> slots.mark_drafted -> target verify forward (SGLang; relevance rides on it)
+              -> evidence.collect (what a context policy wants to know of it)
+    decode    drafting.chain.draft (first reads new prompts: context.reader) -> slots.mark_drafted -> target verify forward (SGLang; relevance rides on it)
               -> verification.commit on its logits -> SGLang writes the committed tokens
 
 Built by the scheduler of a server that was started with `--speculative-algorithm LVSPEC` (`algorithm`).
@@ -17,6 +17,8 @@ from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec import late_hooks
 from sgl_lvspec.calibrate.probe import Probe
+from sgl_lvspec.context.evidence import make_evidence
+from sgl_lvspec.context.policies import POLICIES
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.utils import GenerationBatchResult
 
+    from sgl_lvspec.context.evidence import Evidence
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.relevance import Relevance
     from sgl_lvspec.relevance.calibration import Calibration
@@ -45,6 +48,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         calibration: what was measured for this pair of models (checked by `startup`); None where no file was named.
         relevance: the scorer, riding on the target's verify forward; None where every request is strict.
         loose_rule: decides rounds with loose requests in them; None where every request is strict.
+        evidence: what the draft's context policy takes from the target's prefill; None where it takes nothing.
         probe: measures for a calibration; None on a server that clients use.
     """
 
@@ -54,6 +58,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     relevance: Relevance | None = None
     loose_rule: LooseRule | None = None
     probe: Probe | None = None
+    evidence: Evidence | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
     _hosts_draft = True
@@ -80,6 +85,9 @@ class LVSpecWorker(StandaloneWorkerV2):
         state_width = runner.model_config.hidden_size if needs_states else None
         self.slots = SlotTables.beside(self.token_to_kv_pool_allocator, state_width)
         max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
+        self.evidence = make_evidence(POLICIES[config.context].evidence)
+        if self.evidence is not None:
+            self.evidence.attach(runner)
         if config.probe:
             self.probe = Probe.beside(runner, self.slots, max_nodes)
         if self.relevance is not None:
@@ -92,6 +100,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         """Called by the scheduler when it flushes the KV pool."""
         super().clear_cache_pool()
         self.slots.clear()
+        self._draft_worker.pool.slots.clear()
 
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():
@@ -108,8 +117,9 @@ class LVSpecWorker(StandaloneWorkerV2):
             self.slots.mark_prompt(batch.input_ids, batch.out_cache_loc)
             if self.loose_rule is not None:
                 self.loose_rule.rows.write(batch)
-        with self._draft_worker.reading_prompt(batch):
-            result = super()._forward_prefill_batch(batch, *args, **kwargs)
+        result = super()._forward_prefill_batch(batch, *args, **kwargs)
+        if self.evidence is not None and not batch.forward_mode.is_idle():
+            self.evidence.collect(batch)
         round_report.attach(result.logits_output, round_report.PrefillReport())
         if self.probe is not None:
             self.probe.report_prefill(result.logits_output)

@@ -1,27 +1,31 @@
 """The draft worker: a second video LLM that writes a greedy chain of K tokens, one forward a token.
 
-Not an EAGLE head: slot i of the draft's KV holds token i at the target's position, the prompt is not rotated
-(SGLang's STANDALONE rotates it, srt/speculative/eagle_worker_v2.py:981), and K + 1 steps a round leave the KV of
-every accepted token in place, so nothing is re-run after verification.
+Not an EAGLE head: the draft's KV holds token i at the target's position, the prompt is not rotated (SGLang's STANDALONE
+rotates it, srt/speculative/eagle_worker_v2.py:981), and K + 1 steps a round leave the KV of every accepted token in
+place, so nothing is re-run after verification. The KV lies in a pool of the draft's own (`context`).
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 
-from sgl_lvspec.drafting.prompt import DraftPrompt
+from sgl_lvspec.context.features import VisionFeatures
+from sgl_lvspec.context.pool import DraftPool, num_slots
+from sgl_lvspec.context.prompt import note_prefill, stand_in_id
+from sgl_lvspec.context.reader import Piece, PromptReader, compact_media
+from sgl_lvspec.context.upkeep import Upkeep
+from sgl_lvspec.flags import config_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
@@ -30,10 +34,28 @@ if TYPE_CHECKING:
 class ChainDraftWorker(StandaloneDraftWorker):
     """Drafts with a full model of its own; replaces SGLang's `StandaloneDraftWorker` in a server that runs LVSPEC."""
 
-    def alloc_memory_pool(self, *args: Any, **kwargs: Any) -> None:
-        """Called by the scheduler once both models are loaded."""
-        super().alloc_memory_pool(*args, **kwargs)
-        self.prompt = DraftPrompt(self.draft_runner.model_config, self.draft_worker.tokenizer)
+    def alloc_memory_pool(
+        self, memory_pool_config: Any = None, req_to_token_pool: Any = None, token_to_kv_pool_allocator: Any = None
+    ) -> None:
+        """Called by the scheduler once both models are loaded, with the target's pools: the draft makes its own."""
+        config = config_of(self.server_args)
+        target_size, width = token_to_kv_pool_allocator.size, self.speculative_num_steps + 1
+        self.pool = DraftPool(req_to_token_pool, token_to_kv_pool_allocator, num_slots(config, target_size), width)
+        self.upkeep = Upkeep(self.pool.slots, token_to_kv_pool_allocator)
+        own_config = dataclasses.replace(memory_pool_config, max_total_num_tokens=self.pool.num_tokens)
+        super().alloc_memory_pool(own_config, self.pool.rows, None)
+        # What the scheduler allots to a round are the target's slots; `_place` finds the draft's.
+        self.req_to_token_pool, self.token_to_kv_pool_allocator = req_to_token_pool, token_to_kv_pool_allocator
+        model_config = self.draft_runner.model_config
+        self.reader = PromptReader(
+            config,
+            self.pool.slots,
+            req_to_token_pool.req_to_token,
+            VisionFeatures(self.draft_runner.model, self.device) if model_config.is_multimodal else None,
+            stand_in_id(model_config, self.draft_worker.tokenizer),
+            max(self.server_args.chunked_prefill_size or 0, self.server_args.max_prefill_tokens),
+            self._read_prompts,
+        )
 
     def init_attention_backend(self) -> None:
         """Create the backends of the K + 1 draft steps."""
@@ -72,9 +94,12 @@ class ChainDraftWorker(StandaloneDraftWorker):
         if batch.forward_mode.is_idle():
             return EagleVerifyInput.create_idle_input(1, num_steps, num_steps + 1, self.device)
 
+        self._batch = batch
+        self.reader.read(batch.reqs, lambda: self.pool.in_use(batch.req_pool_indices, batch.seq_lens))
         forward_batch, _, _ = prepare_for_draft(
             draft_input, self.req_to_token_pool, batch, None, self.draft_runner, 1, num_steps + 1
         )
+        self._place(forward_batch)
         chain = self._run_chain(forward_batch, draft_input.bonus_tokens.to(torch.int64))
         num_requests = chain.shape[0]
         return build_eagle_verify_input(
@@ -113,11 +138,58 @@ class ChainDraftWorker(StandaloneDraftWorker):
                 forward_batch.mrope_positions.add_(1)
         return torch.stack(chain, dim=1)
 
-    @contextmanager
-    def reading_prompt(self, batch: ScheduleBatch) -> Iterator[None]:
-        """Hold the prompt's ids over the target's prefill, which overwrites those of visual tokens."""
-        with self.prompt.held(batch):
-            yield
+    def _place(self, forward_batch: ForwardBatch) -> None:
+        """From the target's slots and lengths to the draft's; positions stay the target's."""
+        rows = forward_batch.req_pool_indices
+        lens = self.pool.rebuild(rows, forward_batch.seq_lens)
+        target_slots = forward_batch.out_cache_loc.view(len(rows), self.speculative_num_steps + 1)
+        forward_batch.out_cache_loc = self.pool.place_chain(rows, lens, target_slots).flatten()
+        forward_batch.seq_lens = lens
+
+    def _read_prompts(self, pieces: list[Piece]) -> None:
+        """Run the draft over pieces of prompts, of different requests."""
+        device = self.device
+        readings = [piece.reading for piece in pieces]
+        parts = [slice(piece.first, piece.last) for piece in pieces]
+        prefix_lens = [piece.reading.num_held + piece.first for piece in pieces]
+        extend_lens = [piece.last - piece.first for piece in pieces]
+        ends = torch.tensor([held + new for held, new in zip(prefix_lens, extend_lens, strict=True)])
+        rows = torch.tensor([reading.row for reading in readings], device=device)
+        lengths = torch.tensor([reading.length for reading in readings], device=device)
+        self.pool.rebuild(rows, lengths)
+        kept = [reading.kept[part] for reading, part in zip(readings, parts, strict=True)]
+
+        batch = copy.copy(self._batch)
+        batch.reqs = [reading.req for reading in readings]
+        batch.forward_mode = ForwardMode.EXTEND
+        batch.input_ids = torch.cat([r.ids[part] for r, part in zip(readings, parts, strict=True)]).to(device)
+        batch.req_pool_indices, batch.req_pool_indices_cpu = rows, rows.cpu()
+        batch.seq_lens, batch.seq_lens_cpu, batch.seq_lens_sum = ends.to(device), ends, int(ends.sum())
+        batch.orig_seq_lens = batch.seq_lens
+        batch.prefix_lens, batch.extend_lens, batch.extend_num_tokens = prefix_lens, extend_lens, sum(extend_lens)
+        batch.extend_logprob_start_lens = extend_lens
+        table = self.pool.rows.req_to_token
+        batch.out_cache_loc = torch.cat(
+            [table[r.row, held : held + n].long() for r, held, n in zip(readings, prefix_lens, extend_lens, strict=True)]
+        )
+        batch.multimodal_inputs = [compact_media(piece) for piece in pieces]
+        batch.return_logprob, batch.top_logprobs_nums, batch.token_ids_logprobs = False, None, None
+        batch.sampling_info = copy.copy(batch.sampling_info)
+        batch.spec_info = EagleDraftExtendInput(
+            hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
+        )
+        batch.spec_info.positions = torch.cat(kept).to(device)
+        forward_batch = ForwardBatch.init_new(
+            batch,
+            self.draft_runner,
+            capture_hidden_mode=CaptureHiddenMode.NULL,
+            return_hidden_states_before_norm=False,
+            spec_mrope_positions=torch.cat(
+                [r.rotary[:, part] for r, part in zip(readings, parts, strict=True)], dim=1
+            ).to(device),
+        )
+        forward_batch.return_logprob = False
+        self.draft_runner.forward(forward_batch)
 
     def _draft_extend_for_prefill(
         self,
@@ -127,25 +199,14 @@ class ChainDraftWorker(StandaloneDraftWorker):
         mm_input_embeds: torch.Tensor | None = None,
         kv_loc_plan: KVLocPlan | None = None,
     ) -> EagleDraftInput:
-        """Fill the draft's KV for the prompt (or this chunk of it). Called by SGLang after the target's prefill.
+        """Note that there is a prompt (or a chunk of it) to read; `draft` does it, once the first token has left.
 
-        `target_hidden_states` and `mm_input_embeds` are the target's and of its width: the draft has its own.
+        Called by SGLang after the target's prefill.
         """
-        del target_hidden_states, mm_input_embeds
+        del target_hidden_states, mm_input_embeds, kv_loc_plan
         if not batch.forward_mode.is_idle():
-            batch.spec_info = EagleDraftExtendInput(
-                hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
-            )
-            with self.prompt.shown(batch):
-                forward_batch = ForwardBatch.init_new(
-                    batch,
-                    self.draft_runner,
-                    capture_hidden_mode=CaptureHiddenMode.NULL,
-                    return_hidden_states_before_norm=False,
-                    kv_loc_plan=kv_loc_plan,
-                )
-                forward_batch.return_logprob = False
-                self.draft_runner.forward(forward_batch)
+            for req, prefix_len, extend_len in zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True):
+                note_prefill(req, prefix_len, prefix_len + extend_len)
         next_input = EagleDraftInput(
             bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )

@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lvspec_kernels.row_choice import LARGEST
+from lvspec_kernels.select_context import TINY, UNITS
 
 TARGET = GPUTarget("cuda", 90, 32)
 CONTEXT = {"req_to_token_ptr": "*i32", "rows_ptr": "*i64", "is_visual_ptr": "*u8"}
@@ -20,6 +21,7 @@ ROW = {"drafted_ptr": "*i64", "temperature_ptr": "*fp32", "numbers_ptr": "*fp32"
 PARTS = {"parts_ptr": "*fp32"}
 TILES = {"D": 11, "NODES": 16, "BLOCK_CONTEXT": 64}
 MASS = {**TILES, "E": 80, "GROUP": 7, "BLOCK_E": 128}
+ATTENTION = {"E": 80, "GROUP": 7, "BLOCK_E": 128, "BLOCK_PAIRS": 32, "BLOCK_CONTEXT": 64}
 SIMILARITY = {**TILES, "TOP_N": 10, "TOP": 16, "BLOCK_HIDDEN": 128}
 
 
@@ -73,6 +75,22 @@ def main() -> None:
         joined = {"states_ptr": ours, "similarity_ptr": "*fp32", **PARTS}
         constants = {"TOP_N": 10, "CANDIDATES": 4096, "BLOCK_HIDDEN": 128}
         compile_kernel("visual_similarity", "_visual_similarity_join_kernel", joined, constants)
+
+        if (
+            ours == "*bf16"
+        ):  # the kernels of (float32, float32) do the same as those of (bfloat16, float32), and take 10 s
+            scores = {"query_ptr": ours, "keys_ptr": theirs, "slots_ptr": "*i64", "positions_ptr": lengths}
+            scores |= dict.fromkeys(("largest_ptr", "origin_ptr", "total_ptr", "sums_ptr"), "*fp32")
+            compile_kernel("context_scores", "_context_scores_total_kernel", scores, ATTENTION | in_float32)
+            compile_kernel("context_scores", "_context_scores_sum_kernel", scores, ATTENTION | in_float32)
+
+    for lengths in ("*i32", "*i64"):
+        tables = dict.fromkeys(("req_to_token_ptr", "draft_slot_ptr", "out_ptr"), "*i32")
+        tables |= {"rows_ptr": "*i64", "lens_ptr": lengths, "out_lens_ptr": "*i64"}
+        compile_kernel("draft_rows", "_draft_rows_kernel", tables, {"BLOCK": 2048})
+
+    selection = {"score_ptr": "*i32", "is_chosen_ptr": "*u8"}
+    compile_kernel("select_context", "_select_context_kernel", selection, {"UNITS": UNITS, "TINY": TINY, "BLOCK": 4096})
 
 
 if __name__ == "__main__":

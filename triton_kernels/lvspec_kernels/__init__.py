@@ -6,8 +6,11 @@ Imports torch and triton only. On a CPU tensor an op runs its definition, on a G
 from __future__ import annotations
 
 from lvspec_kernels.accept_chain import accept_chain
+from lvspec_kernels.context_scores import context_scores
+from lvspec_kernels.draft_rows import draft_rows
 from lvspec_kernels.relax import Relaxed, RuleRows, StateRows, relax
 from lvspec_kernels.row_choice import RowChoice, row_choice
+from lvspec_kernels.select_context import select_context
 from lvspec_kernels.visual_mass import visual_mass
 from lvspec_kernels.visual_similarity import visual_similarity
 
@@ -17,8 +20,11 @@ __all__ = [
     "RuleRows",
     "StateRows",
     "accept_chain",
+    "context_scores",
+    "draft_rows",
     "relax",
     "row_choice",
+    "select_context",
     "visual_mass",
     "visual_similarity",
 ]

@@ -1,8 +1,9 @@
 """The round of LVSPEC, on top of SGLang's speculative worker: draft a chain, verify it in one pass, commit a prefix.
 
     prefill   slots.mark_prompt, rows.write (each request's rule) -> target extend (SGLang)
-              -> evidence.collect (what a context policy wants to know of it)
-    decode    drafting.chain.draft (first reads new prompts: context.reader) -> slots.mark_drafted -> target verify forward (SGLang; relevance rides on it)
+              -> evidence.collect (what the draft's context policy asks of it)
+    decode    drafting.chain.draft (reads new prompts first) -> slots.mark_drafted
+              -> target verify forward (SGLang; relevance rides on it)
               -> verification.commit on its logits -> SGLang writes the committed tokens
 
 Built by the scheduler of a server that was started with `--speculative-algorithm LVSPEC` (`algorithm`).
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.utils import GenerationBatchResult
 
     from sgl_lvspec.context.evidence import Evidence
+    from sgl_lvspec.context.tally import ContextTally
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.relevance import Relevance
     from sgl_lvspec.relevance.calibration import Calibration
@@ -67,6 +69,11 @@ class LVSpecWorker(StandaloneWorkerV2):
     def last_shared_read_runner(self) -> Any:
         """The target's verify is the round's last reader of shared buffers: nothing of the draft runs after it."""
         return self.target_worker.model_runner
+
+    @property
+    def draft_tally(self) -> ContextTally:
+        """What the draft read so far, for metrics."""
+        return self._draft_worker.reader.tally
 
     def _validate_vocab_compatibility(self, target_vocab_size: int, target_tokenizer: Any) -> None:
         """Called by SGLang once both models are loaded; sizes were compared before (`startup`)."""

@@ -1,1 +1,1 @@
-"""What the draft holds of every context: its own KV pool, what it reads of a prompt, and what it leaves out of a video."""
+"""What the draft holds of every context: a KV pool of its own, what it reads of prompts and leaves out of videos."""

@@ -38,9 +38,9 @@ class Evidence(Protocol):
 
 def make_evidence(kind: str | None) -> Evidence | None:
     """The evidence of a policy."""
-    if kind is None:
-        return None
-    return {QUESTION_ATTENTION: QuestionAttention, LAYER_CHANGE: LayerChange}[kind]()
+    if kind == QUESTION_ATTENTION:
+        return QuestionAttention()
+    return LayerChange() if kind == LAYER_CHANGE else None
 
 
 class QuestionAttention:

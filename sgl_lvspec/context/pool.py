@@ -80,9 +80,7 @@ class DraftPool:
         """
         lens = torch.empty(len(rows), dtype=torch.int64, device=self._step.device)
         rows = rows.long()
-        draft_rows(
-            self._target_rows.req_to_token, rows, seq_lens, self.slots.draft_slot, self.rows.req_to_token, lens
-        )
+        draft_rows(self._target_rows.req_to_token, rows, seq_lens, self.slots.draft_slot, self.rows.req_to_token, lens)
         return lens
 
     def place_chain(self, rows: torch.Tensor, lens: torch.Tensor, target_slots: torch.Tensor) -> torch.Tensor:

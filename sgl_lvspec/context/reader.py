@@ -112,7 +112,13 @@ class PromptReader:
             pieces = [piece for reading in readings for piece in self._pieces(reading)]
             for group in _groups(pieces, self._max_tokens):
                 self._forward(group)
-        self.tally.seconds += time.perf_counter() - began
+        self.tally.add_reading(time.perf_counter() - began)
+
+    def keep_room(self, count: int, in_use: Callable[[], torch.Tensor]) -> None:
+        """Make room for a round's tokens. Does not wait for the device: it goes by a count that may be a round old."""
+        available = self._slots.available_lately()
+        if available < count:
+            self._slots.evict(count - available, in_use())
 
     def _begin(self, reqs: list[Req], in_use: Callable[[], torch.Tensor]) -> tuple[list[Reading], list[Req]]:
         """Readings that may run together, and the requests that must wait for them: they share what is being read."""

@@ -33,6 +33,8 @@ class DraftSlots:
         self._head = torch.zeros((), dtype=torch.int64, device=device)
         self._tail = torch.zeros((), dtype=torch.int64, device=device)
         self._clock = 0
+        self._lately: tuple[torch.Tensor, torch.cuda.Event] | None = None
+        self._last_count = size
         self.clear()
 
     def clear(self) -> None:
@@ -46,6 +48,22 @@ class DraftSlots:
     def available(self) -> int:
         """Free draft slots. Waits for the device."""
         return int((self._tail - self._head).item())
+
+    def available_lately(self) -> int:
+        """Free draft slots, perhaps as of an earlier call: on a GPU the count is copied behind what is queued."""
+        if self.draft_slot.device.type == "cpu":
+            return self.available()
+        if self._lately is None:
+            self._lately = (torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event())
+            self._lately[0].fill_(self.size)
+            self._lately[1].record()
+        count, is_there = self._lately
+        if not is_there.query():
+            return self._last_count
+        self._last_count = int(count)
+        count.copy_(self._tail - self._head, non_blocking=True)
+        is_there.record()
+        return self._last_count
 
     def state_of(self, target_slots: torch.Tensor) -> torch.Tensor:
         """Entries int32 [n] of target slots int [n], on the host. Waits for the device."""

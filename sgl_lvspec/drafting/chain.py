@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +21,9 @@ from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftI
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 
+from sgl_lvspec.context import sizing
 from sgl_lvspec.context.features import VisionFeatures
+from sgl_lvspec.context.policies import POLICIES
 from sgl_lvspec.context.pool import DraftPool, num_slots
 from sgl_lvspec.context.prompt import note_prefill, stand_in_id
 from sgl_lvspec.context.reader import Piece, PromptReader, compact_media
@@ -30,9 +35,15 @@ if TYPE_CHECKING:
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
 
+logger = logging.getLogger(__name__)
+
 
 class ChainDraftWorker(StandaloneDraftWorker):
     """Drafts with a full model of its own; replaces SGLang's `StandaloneDraftWorker` in a server that runs LVSPEC."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        sizing.install(config_of(self.server_args), self.draft_runner, self.speculative_num_steps + 1)
 
     def alloc_memory_pool(
         self, memory_pool_config: Any = None, req_to_token_pool: Any = None, token_to_kv_pool_allocator: Any = None
@@ -55,6 +66,20 @@ class ChainDraftWorker(StandaloneDraftWorker):
             stand_in_id(model_config, self.draft_worker.tokenizer),
             max(self.server_args.chunked_prefill_size or 0, self.server_args.max_prefill_tokens),
             self._read_prompts,
+        )
+        per_token = sizing.bytes_per_token(self.draft_runner)
+        self.reader.tally.pool_bytes = self.pool.num_tokens * per_token
+        logger.info(
+            "LVSPEC: draft context %s%s; its pool holds %d tokens, %.1f MiB (the target holds %d tokens; as many would "
+            "take %.1f MiB).",
+            config.context,
+            ""
+            if POLICIES[config.context].keeps_all
+            else f", keep {config.keep:g} of {config.keep_min} and more tokens",
+            self.pool.slots.size,
+            self.pool.num_tokens * per_token / 2**20,
+            target_size,
+            target_size * per_token / 2**20,
         )
 
     def init_attention_backend(self) -> None:
@@ -95,12 +120,16 @@ class ChainDraftWorker(StandaloneDraftWorker):
             return EagleVerifyInput.create_idle_input(1, num_steps, num_steps + 1, self.device)
 
         self._batch = batch
-        self.reader.read(batch.reqs, lambda: self.pool.in_use(batch.req_pool_indices, batch.seq_lens))
+        in_use = partial(self.pool.in_use, batch.req_pool_indices, batch.seq_lens)
+        self.reader.read(batch.reqs, in_use)
+        self.reader.keep_room(batch.batch_size() * (num_steps + 1), in_use)
         forward_batch, _, _ = prepare_for_draft(
             draft_input, self.req_to_token_pool, batch, None, self.draft_runner, 1, num_steps + 1
         )
+        began = time.perf_counter()
         self._place(forward_batch)
         chain = self._run_chain(forward_batch, draft_input.bonus_tokens.to(torch.int64))
+        self.reader.tally.add_round(time.perf_counter() - began)
         num_requests = chain.shape[0]
         return build_eagle_verify_input(
             batch,
@@ -170,7 +199,10 @@ class ChainDraftWorker(StandaloneDraftWorker):
         batch.extend_logprob_start_lens = extend_lens
         table = self.pool.rows.req_to_token
         batch.out_cache_loc = torch.cat(
-            [table[r.row, held : held + n].long() for r, held, n in zip(readings, prefix_lens, extend_lens, strict=True)]
+            [
+                table[r.row, held : held + n].long()
+                for r, held, n in zip(readings, prefix_lens, extend_lens, strict=True)
+            ]
         )
         batch.multimodal_inputs = [compact_media(piece) for piece in pieces]
         batch.return_logprob, batch.top_logprobs_nums, batch.token_ids_logprobs = False, None, None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
+from sgl_lvspec.context.tally import ContextCounters
 from sgl_lvspec.sight.counters import Counters
 from sgl_lvspec.sight.request_sight import SUMMARY, mode_of, summary_of, tally_of
 from sgl_lvspec.sight.round_report import HostReport
@@ -43,4 +44,6 @@ def after_get_output_streamer_class(
     if scheduler.metrics_reporter.current_scheduler_metrics_enabled:
         labels = scheduler.metrics_collector.labels
         HostReport.counters = Counters(labels, scheduler.draft_worker.speculative_num_steps)
+        tally = scheduler.draft_worker.draft_tally
+        tally.counters = ContextCounters(labels, tally.pool_bytes)
     return LVSpecOutputStreamer

@@ -1,8 +1,8 @@
 """`select_context`: the definition and the kernel against both stages spelled out in Python with whole numbers.
 
-Regimes that catch distinct bugs: all scores over {-1, 0, 1, 2} of up to four tokens with every budget (ties, signs, both
-stages), random scores around the block size (counting over blocks), 40,000 tokens (numbers beyond 32 bits), scores at
-the ends of float32 (their order, their mass). Whatever is asked, `budget` tokens are chosen: checked on all results.
+Regimes that catch distinct bugs: all scores over {-1, 0, 1, 2} of up to four tokens with every budget (ties, signs,
+both stages), random scores around the block size (counting over blocks), 40,000 tokens (numbers beyond 32 bits), scores
+at the ends of float32 (their order, their mass). Whatever is asked, `budget` tokens are chosen: checked on all results.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def context_scores_torch(
 ) -> torch.Tensor:
     """Definition of `context_scores`."""
     num_rows, num_heads, _ = query.shape
-    mean = torch.zeros(len(slots), device=query.device)
+    sums = torch.zeros(len(slots), device=query.device)
     group = num_heads // keys.shape[1]
     is_hidden = torch.arange(len(slots), device=query.device) > positions[:, None]
     is_hidden = is_hidden.repeat_interleave(group, dim=0)  # [R * group, L]
@@ -73,8 +73,8 @@ def context_scores_torch(
         of_group = query[:, kv_head * group : (kv_head + 1) * group].flatten(0, 1).float()
         scores = of_group @ keys[:, kv_head].index_select(0, slots).float().t() * scale
         weights = scores.masked_fill_(is_hidden, -torch.inf).softmax(dim=1)
-        mean += weights.masked_fill_(is_blind, 0.0).sum(dim=0)  # a row that sees nothing has weights of NaN
-    return mean / max(1, num_rows * num_heads)
+        sums += weights.masked_fill_(is_blind, 0.0).sum(dim=0)  # a row that sees nothing has weights of NaN
+    return sums / max(1, num_rows * num_heads)
 
 
 def context_scores_triton(
@@ -114,9 +114,8 @@ def context_scores_triton(
     # Largest score and sum stay two numbers: their logarithm in one would be off by an ulp of the largest score.
     largest, total = parts
     origin = largest.amax(dim=2, keepdim=True)
-    origin = origin.masked_fill(
-        origin == -torch.inf, 0.0
-    )  # of a pair that sees nothing; the total of others is 1 or more
+    # A pair that sees nothing has no number for either; the total of others is at least 1, the largest score's own.
+    origin = origin.masked_fill(origin == -torch.inf, 0.0)
     total = (total * (largest - origin).exp()).sum(dim=2).clamp_min(1.0)
     sums = torch.empty(num_kv_heads, length, dtype=torch.float32, device=query.device)
     _context_scores_sum_kernel[(blocks, num_kv_heads)](*tensors, origin, total, sums, *numbers, **constants)

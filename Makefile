@@ -32,7 +32,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-fidelity bench-round check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -42,6 +42,7 @@ help:  ## List the targets
 	@echo '  serve: PORT=$(PORT) SPEC=lvspec|none TARGET=path DRAFT=path DTYPE=float32 ARGS="more flags of sglang.launch_server"'
 	@echo '  ask:   VIDEO=clip.mp4 | IMAGE=still.png | VIDEO=none   Q="first question | second question"   URL= MODEL= TOKENS='
 	@echo '  bench-fidelity: N=$(N) OUT=build/fidelity.json THREADS=$(THREADS) URL1=server, too'
+	@echo '  bench-context: OUT=build/context.json ARGS="--clips 2 --frames 12 --policies uniform specvlm --keeps 1 0.1"'
 	@echo '  all:   PYTHON=python3.12 VENV=folder DEVICE=auto|cpu|cuda; SETUP=no takes the environment at VENV as it is'
 
 setup:  ## Build the environment in .venv (every other target does it when needed)
@@ -69,6 +70,9 @@ test: environment  ## Run all tests, those that start servers last
 bench-fidelity: environment  ## Measure on N held-out clips what loose verification keeps; writes OUT, .md and .svg
 	@OMP_NUM_THREADS=$(call quoted,THREADS) $(venv_python) -m bench.fidelity --clips $(call quoted,N) \
 		--out $(or $(OUT),build/fidelity.json) --threads $(call quoted,THREADS) $(call flag,--url,URL1) $(ARGS)
+
+bench-context: environment  ## Cost and gain of each context policy and keep ratio on running servers; writes OUT, .md and .svg
+	@$(venv_python) -m bench.context --out $(or $(OUT),build/context.json) $(ARGS)
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)

@@ -31,16 +31,22 @@ def held_out(count: int, seed: int = SEED, frames: int = MAIN_FRAMES, *, first: 
     Args: first: number of the first clip; a clip depends on its number, not on those before it.
     """
     for i in range(first, first + count):
-        rng = np.random.default_rng((seed, i))
-        scene = make_scene(rng, frames)
-        short = [k for k in SHORT_KINDS if k != "list"]
-        as_json = [k for k in AS_JSON if k != "describe_image"]
-        asked = (
-            ask("describe", scene, rng),
-            ask(short[i % len(short)], scene, rng),
-            ask(as_json[i % len(as_json)], scene, rng, as_json=True),
-        )
-        yield HeldOutClip(scene, encode(render(scene, rng)), asked)
+        scene, questions, pixels = draw(i, seed, frames)
+        yield HeldOutClip(scene, encode(pixels), questions)
+
+
+def draw(number: int, seed: int = SEED, frames: int = MAIN_FRAMES) -> tuple[Scene, tuple[Question, ...], np.ndarray]:
+    """Scene, questions and frames uint8 `[frames, SIDE, SIDE, 3]` of clip `number`."""
+    rng = np.random.default_rng((seed, number))
+    scene = make_scene(rng, frames)
+    short = [k for k in SHORT_KINDS if k != "list"]
+    as_json = [k for k in AS_JSON if k != "describe_image"]
+    asked = (
+        ask("describe", scene, rng),
+        ask(short[number % len(short)], scene, rng),
+        ask(as_json[number % len(as_json)], scene, rng, as_json=True),
+    )
+    return scene, asked, render(scene, rng)
 
 
 def served_patches(clips: list[HeldOutClip]) -> torch.Tensor:

@@ -107,7 +107,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         """Called by the scheduler when it flushes the KV pool."""
         super().clear_cache_pool()
         self.slots.clear()
-        self._draft_worker.pool.slots.clear()
+        self._draft_worker.upkeep.after_flush()
 
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():

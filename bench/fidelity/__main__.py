@@ -21,6 +21,7 @@ from bench.fidelity.engine import LIMIT, K
 from bench.fidelity.measure import BATCH, TUNING_CLIPS, TUNING_SEED, Answering, clips_between, run, tasks_of, tune
 from bench.fidelity.served import served_rows
 from bench.fidelity.statistics import RESAMPLES
+from bench.provenance import digest, made_by
 from demo.heldout import SEED
 from sgl_lvspec.config import DEFAULT_SCORER, SCORERS
 from sgl_lvspec.presets import PRESETS
@@ -58,7 +59,7 @@ def main() -> None:
     """Measure and write."""
     args = parse()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    begin, about = time.monotonic(), report.made_by()
+    begin, about = time.monotonic(), made_by("bench.fidelity")
     answering = Answering(args.pair, args.calibration, args.threads)
     with tqdm(total=5, desc="tuning", unit="run", mininterval=1) as bar:
         tuned = tune(answering, args.scorer, args.seed, bar.update)
@@ -82,8 +83,8 @@ def main() -> None:
         "random_seed": args.seed,
         "pair": str(args.pair),
         "calibration": str(args.calibration),
-        "calibration_sha256": report.digest(args.calibration),
-        "weights_sha256": {role: report.digest(args.pair / role / "model.safetensors") for role in ("target", "draft")},
+        "calibration_sha256": digest(args.calibration),
+        "weights_sha256": {role: digest(args.pair / role / "model.safetensors") for role in ("target", "draft")},
         "scorer": args.scorer,
         "arms": args.arms,
         "url": args.url,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,6 @@ from bench.fidelity.arms import FLY_PLUS, MAIN, MATCHED, NONE, STRICT, Arm
 from bench.fidelity.measure import QUESTIONS, Result, Tuned
 from bench.fidelity.separation import AREAS, table
 from bench.fidelity.statistics import Bootstrap, at_equal, figures
-from demo.provenance import provenance
 
 # (baseline's family, what is equal): what the main arm is compared with.
 SERVED = "served"
@@ -37,7 +32,7 @@ def document(
     """Everything that a run found, as plain JSON.
 
     Args:
-        about: `made_by()`, taken before the run: what is committed while it runs has no part in it.
+        about: `made_by(...)`, taken before the run: what is committed while it runs has no part in it.
         served: marks of a server's answers by preset.
     """
     by_question: dict[str, list[dict[str, Any]]] = {}
@@ -88,27 +83,6 @@ def _comparisons(totals: dict[str, np.ndarray], arms: Sequence[Arm]) -> list[dic
             others = [totals[name] for name in (STRICT, *members)]
             found.append({"arm": MAIN, "against": family, **at_equal(totals[MAIN], others, by)})
     return found
-
-
-def made_by() -> dict[str, Any]:
-    """Provenance of a run that begins now, with the tracked files that differ from the commit."""
-    status = ["git", "status", "--porcelain", "--untracked-files=no"]
-    changed = subprocess.run(status, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout
-    files = sorted(line[3:] for line in changed.splitlines())
-    return {**provenance("bench.fidelity"), "changed_files": files, "hardware": hardware()}
-
-
-def hardware() -> dict[str, Any]:
-    """Processor and cores of this machine."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"processor": model or platform.processor(), "cores": os.cpu_count()}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def markdown(found: dict[str, Any]) -> str:

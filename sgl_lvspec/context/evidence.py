@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from sglang.srt.layers.layer_boundary.residual import batch as residual_batch
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.runtime_context import get_parallel
 from torch.nn.functional import normalize
@@ -109,12 +110,11 @@ class LayerChange:
     def _before_layer(
         self, depth: int, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        positions_first = dict(zip(("positions", "hidden_states", "forward_batch", "residual"), args, strict=False))
-        given = positions_first | kwargs
-        if given["forward_batch"].forward_mode.is_extend_without_speculative():
-            residual = given.get("residual")
-            states = given["hidden_states"]
-            self._states[depth] = states if residual is None else states + residual
+        given = dict(zip(("positions", "hidden_states", "forward_batch"), args, strict=False)) | kwargs
+        batch = given["forward_batch"]
+        if batch.forward_mode.is_extend_without_speculative():
+            # A layer is handed what the one before adds; the sum of all before that lies with the batch.
+            self._states[depth] = residual_batch.snapshot(given["hidden_states"], batch)
 
     def collect(self, batch: ScheduleBatch) -> None:
         last = {id(req) for req, _, _ in _last_chunks(batch)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.runtime_context import get_schedule
 
 from sgl_lvspec import late_hooks
 from sgl_lvspec.context.pool import share_of_target
@@ -50,7 +51,7 @@ class _DraftCharge:
         if kvc.is_draft_worker:
             return
         cell = configurator._compute_cell_size(kvc, kvc.layer_info.num_effective_layers)
-        fixed = (kvc.server_args.max_running_requests + 1) * self.width
+        fixed = (get_schedule().max_running_requests + 1) * self.width
         if self.config.draft_tokens is None:
             cell += round(self.bytes_per_token * share_of_target(self.config))
         else:

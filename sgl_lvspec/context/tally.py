@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _HELP = {
@@ -26,6 +27,7 @@ class ContextTally:
 
     Attributes:
         pool_bytes: size of the draft's KV pool.
+        held: tokens in it when the server last fell idle.
         counters: where the counts go; None where nobody asks for metrics.
     """
 
@@ -39,6 +41,7 @@ class ContextTally:
     reading_seconds: float = 0.0
     drafting_seconds: float = 0.0
     pool_bytes: int = 0
+    held: int = 0
     counters: ContextCounters | None = None
 
     def add_reading(self, seconds: float) -> None:
@@ -49,6 +52,11 @@ class ContextTally:
     def add_round(self, seconds: float) -> None:
         """Chains have been drafted."""
         self.drafting_seconds += seconds
+        self._publish()
+
+    def note_idle(self, held: int) -> None:
+        """The server fell idle with `held` tokens in the pool."""
+        self.held = held
         self._publish()
 
     def _publish(self) -> None:
@@ -69,11 +77,15 @@ class ContextCounters:
             name: Counter(f"lvspec:draft_{name}_total", text, names).labels(**labels) for name, text in _HELP.items()
         }
         self._told = ContextTally()
-        pool = Gauge("lvspec:draft_pool_bytes", "Size of the draft's KV pool.", names, multiprocess_mode="mostrecent")
-        pool.labels(**labels).set(pool_bytes)
+        latest = partial(Gauge, labelnames=names, multiprocess_mode="mostrecent")
+        latest("lvspec:draft_pool_bytes", "Size of the draft's KV pool.").labels(**labels).set(pool_bytes)
+        self._held = latest("lvspec:draft_held", "Tokens that the draft held when the server last fell idle.").labels(
+            **labels
+        )
 
     def publish(self, tally: ContextTally) -> None:
         """Tell what has been counted since the last call."""
+        self._held.set(tally.held)
         for name, counter in self._counters.items():
             gain = getattr(tally, name) - getattr(self._told, name)
             if gain:

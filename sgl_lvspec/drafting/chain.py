@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+from sglang.srt.runtime_context import get_schedule
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
@@ -52,7 +53,6 @@ class ChainDraftWorker(StandaloneDraftWorker):
         config = config_of(self.server_args)
         target_size, width = token_to_kv_pool_allocator.size, self.speculative_num_steps + 1
         self.pool = DraftPool(req_to_token_pool, token_to_kv_pool_allocator, num_slots(config, target_size), width)
-        self.upkeep = Upkeep(self.pool.slots, token_to_kv_pool_allocator)
         own_config = dataclasses.replace(memory_pool_config, max_total_num_tokens=self.pool.num_tokens)
         super().alloc_memory_pool(own_config, self.pool.rows, None)
         # What the scheduler allots to a round are the target's slots; `_place` finds the draft's.
@@ -64,9 +64,10 @@ class ChainDraftWorker(StandaloneDraftWorker):
             req_to_token_pool.req_to_token,
             VisionFeatures(self.draft_runner.model, self.device) if model_config.is_multimodal else None,
             stand_in_id(model_config, self.draft_worker.tokenizer),
-            max(self.server_args.chunked_prefill_size or 0, self.server_args.max_prefill_tokens),
+            get_schedule().max_prefill_tokens,
             self._read_prompts,
         )
+        self.upkeep = Upkeep(self.pool.slots, token_to_kv_pool_allocator, self.reader.tally)
         per_token = sizing.bytes_per_token(self.draft_runner)
         self.reader.tally.pool_bytes = self.pool.num_tokens * per_token
         logger.info(
@@ -148,7 +149,11 @@ class ChainDraftWorker(StandaloneDraftWorker):
 
     def _run_chain(self, forward_batch: ForwardBatch, tokens: torch.Tensor) -> torch.Tensor:
         """K greedy steps and one that only writes the KV of the chain's last token. tokens [B] -> chain [B, K]."""
+        positions = forward_batch.positions
+        # SGLang's step backends on a GPU read lengths off the positions (kernels/ops/speculative/cache_locs.py).
+        forward_batch.positions = forward_batch.seq_lens
         self.draft_attn_backend.init_forward_metadata(forward_batch)
+        forward_batch.positions = positions
         forward_batch.mark_forward_metadata_ready()
         num_steps = self.speculative_num_steps
         slots = forward_batch.out_cache_loc.view(forward_batch.batch_size, num_steps + 1)
@@ -173,7 +178,8 @@ class ChainDraftWorker(StandaloneDraftWorker):
         lens = self.pool.rebuild(rows, forward_batch.seq_lens)
         target_slots = forward_batch.out_cache_loc.view(len(rows), self.speculative_num_steps + 1)
         forward_batch.out_cache_loc = self.pool.place_chain(rows, lens, target_slots).flatten()
-        forward_batch.seq_lens = lens
+        # Nobody on the host knows the lengths; their sum is the target's, which is enough for sizes.
+        forward_batch.seq_lens, forward_batch.seq_lens_cpu = lens, None
 
     def _read_prompts(self, pieces: list[Piece]) -> None:
         """Run the draft over pieces of prompts, of different requests."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sgl_lvspec.seams import (
     attention,
     calibrate,
+    context,
     drafting,
     media,
     plugin,
@@ -29,6 +30,7 @@ SEAMS: tuple[Seam, ...] = (
     plugin.SEAMS
     + startup.SEAMS
     + drafting.SEAMS
+    + context.SEAMS
     + media.SEAMS
     + relevance.SEAMS
     + verification.SEAMS

@@ -18,7 +18,8 @@ WORKER = (
     Seam(
         _DRAFT,
         Has(
-            "device topk speculative_num_steps target_worker draft_worker draft_runner tree_mask_mode req_to_token_pool"
+            "server_args device topk speculative_num_steps target_worker draft_worker draft_runner tree_mask_mode "
+            "req_to_token_pool token_to_kv_pool_allocator"
         ),
         _CHAIN,
         "attributes that the chain reads",
@@ -45,7 +46,18 @@ WORKER = (
         f"{_DRAFT}.alloc_memory_pool",
         Signature("(self, memory_pool_config=None, req_to_token_pool=None, token_to_kv_pool_allocator=None)"),
         _CHAIN,
-        "we prepare the prompt's view once both models are loaded",
+        "the draft's own pool is made once both models are loaded",
+    ),
+    Seam(
+        f"{_DRAFT}.alloc_memory_pool",
+        Contains(
+            "self.req_to_token_pool = req_to_token_pool",
+            "self.token_to_kv_pool_allocator = token_to_kv_pool_allocator",
+            "self.draft_worker.alloc_memory_pool(memory_pool_config=memory_pool_config, "
+            "req_to_token_pool=req_to_token_pool, token_to_kv_pool_allocator=token_to_kv_pool_allocator)",
+        ),
+        _CHAIN,
+        "the model gets the pools that we name; afterwards a round's slots are asked of the target's",
     ),
     Seam(
         f"{_EAGLE_DRAFT}.init_attention_backends",
@@ -173,24 +185,33 @@ FORWARD = (
     Seam(
         f"{_FORWARD}.ForwardBatch.init_new",
         Contains(
+            "req.extend_end == len(req.full_untruncated_fill_ids)",
+            "kv_loc_plan = translator.own_plan(ret)",
             "if ret.spec_info is not None and getattr(ret.spec_info, 'positions', None) is not None:\n"
             "    ret.positions = ret.spec_info.positions",
+            "ret.extend_prefix_lens_cpu = list(extend_prefix_lens)",
+            "ret.mrope_positions = spec_mrope_positions",
             "ret.compute_spec_mrope_positions(model_runner, batch)",
             "ret._compute_mrope_positions(model_runner, batch)",
         ),
         _CHAIN,
-        "without positions in the spec input the prompt keeps its own (M-RoPE) positions; with them they are used",
+        "positions that we name are used, slots are the batch's own; a decode batch gets M-RoPE positions from those "
+        "in its spec input; which prefill is a prompt's last (context/evidence.py)",
     ),
     Seam(
         f"{_FORWARD}.ForwardBatch.compute_spec_mrope_positions",
-        Contains("seq_positions + mrope_delta_tensor", "self.mrope_positions = next_input_positions"),
+        Contains(
+            "mm_inputs[i].mrope_position_delta.squeeze(0)",
+            "seq_positions + mrope_delta_tensor",
+            "self.mrope_positions = next_input_positions",
+        ),
         _CHAIN,
-        "a fresh tensor [3, B], to which every draft step adds one",
+        "a fresh tensor [3, B], to which every draft step adds one; what follows a prompt lies at its index and delta",
     ),
     Seam(
         f"{_FORWARD}.ForwardBatch",
         Has(
-            "batch_size forward_mode input_ids out_cache_loc positions mrope_positions seq_lens "
+            "batch_size forward_mode input_ids out_cache_loc positions mrope_positions seq_lens seq_lens_cpu "
             "extend_seq_lens req_pool_indices spec_info return_logprob mark_forward_metadata_ready"
         ),
         _CHAIN,
@@ -241,7 +262,7 @@ FORWARD = (
         "sglang.srt.mem_cache.kv_loc_plan.KVLocPlan",
         Has("bind"),
         _CHAIN,
-        "the draft's prefill writes the target's slots through the target's plan",
+        "a prefill hands us the target's plan, which we leave alone: the draft has slots of its own",
     ),
 )
 

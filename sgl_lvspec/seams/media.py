@@ -10,7 +10,6 @@ _PROCESSOR = "sglang.srt.multimodal.processors.base_processor.BaseMultimodalProc
 _VIDEO = "sglang.srt.utils.video_decoder.VideoDecoderWrapper"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _FIELDS = "sglang.srt.arg_groups.fields"
-_PROMPT = "drafting/prompt.py"
 _TIME = "video_time.py"
 _MEDIA = "media_checks.py"
 _REQUESTS = "request_checks.py"
@@ -18,60 +17,16 @@ _POSITIONS = "position_limit.py"
 _MAIN = "main_process.py"
 
 SHOWN = (
-    Seam(f"{_BATCH}.MM_PAD_SHIFT_VALUE", Equals("1000000"), _PROMPT, "ids from here on are hashes of media"),
     Seam(
         "sglang.srt.managers.mm_utils.embed_mm_inputs",
-        Contains("input_ids.clamp_(min=0, max=vocab_size - 1)", "input_embedding(input_ids)"),
-        _PROMPT,
-        "the target's prefill overwrites the ids of media in place, so they are kept before it",
-    ),
-    Seam(
-        "sglang.srt.managers.mm_schedule",
-        Has("embedding_cache", "init_mm_embedding_cache"),
-        _PROMPT,
-        "one cache of vision features a process; the draft has its own",
-    ),
-    Seam(
-        "sglang.srt.managers.mm_schedule",
-        Contains("embedding_cache.get_single(item.hash)"),
-        _PROMPT,
-        "the cache is read through the module's name and keyed by hash alone",
-    ),
-    Seam(
-        "sglang.srt.mem_cache.multimodal_cache.MultiModalStaticCache",
-        Signature("(self, max_size)"),
-        _PROMPT,
-        "the draft's cache is another one of this class and size",
-    ),
-    Seam(
-        "sglang.srt.mem_cache.multimodal_cache.MultiModalStaticCache",
-        Has("max_size"),
-        _PROMPT,
-        "the draft's cache is another one of this class and size",
-    ),
-    Seam(
-        f"{_BATCH}.MultimodalInputs",
-        Has("mm_items mrope_positions mrope_position_delta"),
-        _PROMPT,
-        "a draft that cannot see gets a copy without items that keeps the positions",
-    ),
-    Seam(
-        f"{_BATCH}.MultimodalDataItem",
-        Has("precomputed_embeddings hash offsets"),
-        _PROMPT,
-        "embeddings computed by the client are of the target's width",
-    ),
-    Seam(
-        f"{_BATCH}.ScheduleBatch",
-        Has("forward_mode input_ids multimodal_inputs extend_lens spec_info sampling_info reqs device seq_lens"),
-        _PROMPT,
-        "fields of a batch that we read or swap",
-    ),
-    Seam(
-        "sglang.srt.configs.model_config.ModelConfig",
-        Has("is_multimodal", "vocab_size"),
-        _PROMPT,
-        "whether the draft sees, and its number of tokens",
+        Contains(
+            "sorted((value for item in items for value in item.padding_values()))",
+            "get_embedding_and_mask(...)",
+            "input_ids.clamp_(min=0, max=vocab_size - 1)",
+            "input_embedding(input_ids)",
+        ),
+        "worker.py",
+        "media are found by padded ids, which the target's prefill then overwrites in place: slots are marked before it",
     ),
 )
 

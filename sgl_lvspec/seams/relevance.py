@@ -12,7 +12,7 @@ _SLOTS = "relevance/slots.py"
 _ATTENTION = "relevance/attention.py"
 _SIMILARITY = "relevance/similarity.py"
 
-SLOTS = (  # padded ids and their clamping in place are seams of `media`
+SLOTS = (  # padded ids are a seam of `context`, their clamping in place is one of `media`
     Seam(
         f"{_BATCH}.MultimodalDataItem",
         Has("offsets"),

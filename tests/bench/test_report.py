@@ -14,6 +14,7 @@ from bench.fidelity import report
 from bench.fidelity.arms import MAIN, NONE, STRICT, Arm, main_question, other_questions
 from bench.fidelity.marks import COLUMN, agreement, mark_text
 from bench.fidelity.measure import Answering, Result, Task, Tuned, tasks_of
+from bench.provenance import made_by
 from demo.answers import answer
 from demo.facts import parse
 from demo.heldout import HeldOutClip
@@ -43,7 +44,7 @@ def results(answering: Answering, arms: list[Arm]) -> list[Result]:
 def found(results: list[Result], arms: list[Arm]) -> dict[str, Any]:
     head = "attention, layer 1 head 0, predicting"
     settings = {"clips": 4, "K": 10, "pair": "demo/pair", "scorer": "combined", "seconds": 1}
-    return report.document(results, arms, Tuned(THRESHOLDS, 0.4, head), settings, 50, report.made_by())
+    return report.document(results, arms, Tuned(THRESHOLDS, 0.4, head), settings, 50, made_by("bench.fidelity"))
 
 
 def test_json_has_what_readers_of_it_need(found: dict[str, Any], arms: list[Arm]) -> None:

@@ -1,8 +1,8 @@
 """Traffic that hurts, for minutes: `make soak MINUTES=10`. Ends with pools that are empty, or says what was left.
 
-Many videos on a target pool and a draft pool that hold a few of them, prompts cut inside videos, requests that hang up,
-retractions every so many rounds (SGLang's own switch for tests). A part of the answers is compared with the target alone.
-SGLang checks its pools whenever it falls idle, and so does the plugin; either ends the server if a slot is lost.
+Many videos on pools of target and draft that hold a few of them, prompts cut inside videos, requests that hang up,
+retractions every so many rounds (SGLang's own switch for tests). A part of the answers is compared with the target
+alone. SGLang checks its pools whenever it falls idle, and so does the plugin; either ends the server if a slot is lost.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 COMPARED = 0.2  # share of the answers that the target alone is asked for, too
 PLAIN = ("--attention-backend", "lvspec_cpu", "--lvspec-video-time", "fixed")
 HARD = (
-    "--speculative-algorithm", "LVSPEC", "--speculative-draft-model-path", "demo/pair/draft", "--lvspec-preset", "strict",
-    "--lvspec-keep-min", "0", "--chunked-prefill-size", "48", "--max-running-requests", "4", "--max-total-tokens", "900",
-    "--enable-metrics",
+    "--speculative-algorithm", "LVSPEC", "--speculative-draft-model-path", "demo/pair/draft",
+    "--lvspec-preset", "strict", "--lvspec-keep-min", "0", "--chunked-prefill-size", "48",
+    "--max-running-requests", "4", "--max-total-tokens", "900", "--enable-metrics",
 )  # fmt: skip
 ENV = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "61"}
 

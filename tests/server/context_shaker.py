@@ -1,8 +1,8 @@
 """A plugin for a test server: each request names its own context policy, and the draft loses what it holds at random.
 
-A request id `POLICY/KEEP/anything` is read with that policy and keep ratio, so one server stands for all of them. Before
-some rounds a part of the draft's slots is released, of running requests too. A line for each reading tells what was kept;
-a line for each time that the server falls idle tells what is held.
+A request id `POLICY/KEEP/anything` is read with that policy and keep ratio, so one server stands for all of them.
+Before some rounds a part of the draft's slots is released, of running requests too. A line for each reading tells what
+was kept; a line for each time that the server falls idle tells what is held.
 """
 
 from __future__ import annotations

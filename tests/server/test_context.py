@@ -1,5 +1,5 @@
-"""What the draft keeps of videos, inside a crowded server: whatever it reads, leaves out or loses, strict answers are the
-target's own.
+"""What the draft keeps of videos, inside a crowded server: whatever it reads, leaves out or loses, strict answers are
+the target's own.
 
 One server stands for every policy and keep ratio, which requests name in their ids (`context_shaker`).
 """

@@ -103,7 +103,7 @@ class Slots(RuleBasedStateMachine):
 
 
 TestSlots = Slots.TestCase
-TestSlots.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+TestSlots.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 
 
 def test_the_dummy_slot_of_the_target_never_gets_one() -> None:

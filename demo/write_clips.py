@@ -1,6 +1,6 @@
 """Writes synthetic clips to a folder: `python -m demo.write_clips FOLDER --count 250`, for `lvspec calibrate`.
 
-`--frames 64` or `--frames 128` writes long ones, for servers started with the flags that it prints.
+`--frames 64` or `--frames 128` writes long ones, for a server of `demo.long_pair` with the flags that it prints.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from demo.heldout import SEED, HeldOutClip, held_out
-from demo.long_clip import SERVER_FLAGS, SMALL, TILES, long_clips
+from demo.long_clip import SERVER_FLAGS, TILES, long_clips
 from demo.scene import MAIN_FRAMES
 
 CALIBRATION_SEED = 1002  # not the evaluations' seed, and beyond those that training counts through
@@ -24,18 +24,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=250)
     parser.add_argument("--seed", type=int, default=CALIBRATION_SEED, help=f"not {SEED}, which evaluations draw from")
     parser.add_argument("--frames", type=int, default=MAIN_FRAMES, choices=(MAIN_FRAMES, *TILES))
-    parser.add_argument("--small", action="store_true", help="long clips of the small clips' size, for any server")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     clips: Iterable[HeldOutClip]
     if options.frames in TILES:
-        clips = long_clips(options.count, options.frames, options.seed, tiles=SMALL if options.small else None)
+        clips = long_clips(options.count, options.frames, options.seed)
     else:
         clips = held_out(options.count, options.seed)
     for number, clip in enumerate(clips):
         (options.folder / f"{number:04d}.mp4").write_bytes(clip.mp4)
     print(f"{options.count} clips in {options.folder}")
-    if options.frames in TILES and not options.small:
+    if options.frames in TILES:
         print(f"serve them with {shlex.join(SERVER_FLAGS)}")
 
 

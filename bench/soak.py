@@ -14,20 +14,22 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
-from bench.context.servers import BenchServer, read_metrics
+from bench.context.servers import running
 from demo.heldout import held_out
+from demo.serve import command_for, environment_for, is_cpu_environment
 
 QUESTIONS = ("Describe the video in detail.", "What happens first?", "How many objects are there?", "What color is it?")
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 COMPARED = 0.2  # share of the answers that the target alone is asked for, too
-PLAIN = ("--attention-backend", "lvspec_cpu", "--lvspec-video-time", "fixed")
 HARD = (
-    "--speculative-algorithm", "LVSPEC", "--speculative-draft-model-path", "demo/pair/draft",
     "--lvspec-preset", "strict", "--lvspec-keep-min", "0", "--chunked-prefill-size", "48",
     "--max-running-requests", "4", "--max-total-tokens", "900", "--enable-metrics",
 )  # fmt: skip
@@ -106,31 +108,58 @@ def main() -> None:
     clips = ["data:video/mp4;base64," + base64.b64encode(clip.mp4).decode() for clip in held_out(options.clips, 1005)]
     hard = [*HARD, "--lvspec-context", options.context, "--lvspec-keep", options.keep]
     hard += ["--lvspec-draft-tokens", options.draft_tokens]
-    with BenchServer(PLAIN) as plain, BenchServer(hard, ENV) as server:
-        soak = Soak(server.url, plain.url, clips, options.minutes * 60)
-        soak.run(options.clients)
-        found = _settle(server, soak)
+    with TemporaryDirectory() as folder:
+        log = Path(folder) / "soak.log"
+        with _server("none", [], {}, Path(folder) / "plain.log") as plain, _server("lvspec", hard, ENV, log) as url:
+            soak = Soak(url, plain, clips, options.minutes * 60)
+            soak.run(options.clients)
+            found = _settle(url, soak)
+        found["log_says_leak"] = "leak" in log.read_text(errors="replace").lower()
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
-    if soak.wrong or not found["empty"]:
+    if soak.wrong or found["log_says_leak"] or not found["empty"]:
         raise SystemExit("The soak failed: answers differ or pools are not empty.")
 
 
-def _settle(server: BenchServer, soak: Soak) -> dict[str, Any]:
+def _server(spec: str, more: list[str], env: dict[str, str], log: Path) -> AbstractContextManager[str]:
+    """The demo pair's server, as `make serve` starts it."""
+    is_cpu = is_cpu_environment()
+
+    def options(port: int) -> argparse.Namespace:
+        pair = Path("demo/pair")
+        return argparse.Namespace(
+            target=str(pair / "target"), draft=str(pair / "draft"), spec=spec, port=port, dtype=None,
+            more=[*more, "--skip-server-warmup"],
+        )  # fmt: skip
+
+    return running(
+        lambda port: command_for(options(port), is_cpu), {**environment_for(options(0), is_cpu), **env}, log, spec
+    )
+
+
+def _metrics(url: str) -> dict[str, float]:
+    """What a server with one rank tells, by name."""
+    families = text_string_to_metric_families(requests.get(f"{url}/metrics", timeout=30).text)
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def _settle(url: str, soak: Soak) -> dict[str, Any]:
     """Wait until the server is idle, flush it, and read what is left."""
     deadline = time.monotonic() + 120
-    while requests.post(f"{server.url}/flush_cache", timeout=30).status_code != 200:
+    held = _metrics(url)
+    while requests.post(f"{url}/flush_cache", timeout=30).status_code != 200:
         if time.monotonic() > deadline:
             raise SystemExit("The server does not become idle.")
         time.sleep(0.5)
     time.sleep(2)  # its idle checks
-    metrics = read_metrics(server.url)
+    requests.get(f"{url}/health", timeout=30).raise_for_status()
+    metrics = _metrics(url)
     ours = {name: value for name, value in metrics.items() if name.startswith("lvspec:draft_")}
-    used = metrics.get("sglang:num_used_tokens", 0.0)
-    is_empty = server.process.poll() is None and not used and not ours["lvspec:draft_held"]
     counts = {**soak.counts, "wrong": len(soak.wrong)}
-    return {"counts": counts, "target_used_tokens": used, "empty": is_empty, **ours}
+    is_empty = not metrics["sglang:num_used_tokens"] and not ours["lvspec:draft_held"]
+    before = {name: held[name] for name in ("lvspec:draft_held", "sglang:num_used_tokens")}
+    return {"counts": counts, "before_flush": before, "empty": is_empty, **ours}
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def markdown(found: dict[str, Any]) -> str:
     for frames, rows in _by_kind(found["rows"]):
         first = rows[0]
         parts += [
-            f"## {frames} frames, {first['visual_tokens']:.0f} visual tokens ({first['clips']} clips)",
+            f"## {frames} frames, {first['visual_tokens']:.0f} visual tokens a clip; clips: {first['clips']}",
             _rows(COLUMNS, (_cells(each) for each in rows)),
         ]
         if any(each["measured_as"] for each in rows):

@@ -6,9 +6,10 @@ import argparse
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.context.plan import Configuration
@@ -69,22 +70,25 @@ def flags_of(configuration: Configuration) -> Sequence[str]:
 
 @contextmanager
 def served(setup: Setup, configuration: Configuration | None, log: Path) -> Iterator[str]:
-    """URL of a server that is up inside the `with`.
+    """URL of a server that is up inside the `with`; configuration None: the one without speculation. Log: its file."""
+    command, name = partial(setup.command, configuration), str(configuration or "the server without speculation")
+    with running(command, setup.environment(), log, name) as url:
+        yield url
 
-    Whatever goes wrong inside carries the end of the server's log.
+
+@contextmanager
+def running(command_on: Callable[[int], list[str]], environment: dict[str, str], log: Path, name: str) -> Iterator[str]:
+    """URL of a server that is up inside the `with`. Whatever goes wrong inside carries the end of the server's log.
 
     Args:
-        configuration: None for the server without speculation.
+        command_on: command line for a port.
         log: file that it writes to.
+        name: what messages call it.
     """
     port = _free_port()
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            setup.command(configuration, port),
-            env=setup.environment(),
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command_on(port), env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         url = f"http://{HOST}:{port}"
@@ -92,7 +96,7 @@ def served(setup: Setup, configuration: Configuration | None, log: Path) -> Iter
         yield url
     except Exception as error:
         lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        error.add_note("\n".join((f"end of the log of {configuration or 'the server without speculation'}:", *lines)))
+        error.add_note("\n".join((f"end of the log of {name}:", *lines)))
         raise
     finally:
         end(process)

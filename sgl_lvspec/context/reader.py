@@ -219,7 +219,10 @@ class PromptReader:
         the target's width and mean nothing to the draft."""
         if self._features is None or media.item.precomputed_embeddings is not None:
             return None
-        return self._features.of(media.item, sum(last - first + 1 for first, last in media.item.offsets))
+        began = time.perf_counter()
+        features = self._features.of(media.item, sum(last - first + 1 for first, last in media.item.offsets))
+        self.tally.seeing_seconds += time.perf_counter() - began
+        return features
 
     def _make_room(self, needed: int, in_use: Callable[[], torch.Tensor]) -> bool:
         """Whether `needed` slots can be had, if need be from contexts that no request of the round uses."""
@@ -262,13 +265,13 @@ def compact_media(piece: Piece) -> Any:
 
 
 def _groups(pieces: list[Piece], max_tokens: int) -> list[list[Piece]]:
-    """Pieces that run together: of different requests, in order, at most `max_tokens` tokens."""
+    """Pieces that run together, in order, at most `max_tokens` tokens; a reading's next piece follows a full one, so a
+    group never holds two of one request."""
     groups: list[list[Piece]] = []
     room = 0
     for piece in pieces:
         size = piece.last - piece.first
-        is_next = bool(groups) and groups[-1][-1].reading is piece.reading
-        if not groups or is_next or size > room:
+        if not groups or size > room:
             groups.append([])
             room = max_tokens
         groups[-1].append(piece)

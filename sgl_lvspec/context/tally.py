@@ -16,7 +16,8 @@ _HELP = {
     "fallbacks": "Images and videos spread evenly, because the target had nothing to tell the policy.",
     "unread_prompts": "Prompts that found no room in the draft's pool.",
     "unseen_media": "Images and videos that the draft could not see, because their pixels were gone.",
-    "reading_seconds": "Time that the draft spent on reading prompts, by the host's clock.",
+    "seeing_seconds": "Time that the draft's vision tower took, by the host's clock.",
+    "reading_seconds": "Time that the draft spent on reading prompts, seeing included, by the host's clock.",
     "drafting_seconds": "Time that the draft spent on chains, by the host's clock.",
 }
 
@@ -38,6 +39,7 @@ class ContextTally:
     fallbacks: int = 0
     unread_prompts: int = 0
     unseen_media: int = 0
+    seeing_seconds: float = 0.0
     reading_seconds: float = 0.0
     drafting_seconds: float = 0.0
     pool_bytes: int = 0

@@ -54,7 +54,9 @@ class Upkeep:
         self._slots.check()
         free = self._allocator.get_all_free_pages()
         if len(free.unique()) != len(free):
-            raise RuntimeError("LVSPEC: SGLang's list of free KV slots names a slot twice; a request may read another's.")
+            raise RuntimeError(
+                "LVSPEC: SGLang's list of free KV slots names a slot twice; a request may read another's."
+            )
         held = int((self._slots.draft_slot[free] > 0).sum())
         if held:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""What the draft's own context builds on: SGLang's requests and media, its KV pools and their sizes, the target's layers."""
+"""What the draft's own context builds on: SGLang's requests and media, KV pools and their sizes, layers."""
 
 from __future__ import annotations
 

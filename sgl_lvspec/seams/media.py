@@ -26,7 +26,7 @@ SHOWN = (
             "input_embedding(input_ids)",
         ),
         "worker.py",
-        "media are found by padded ids, which the target's prefill then overwrites in place: slots are marked before it",
+        "media are found by padded ids, which the target's prefill overwrites in place, so slots are marked before it",
     ),
 )
 

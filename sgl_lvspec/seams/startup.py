@@ -109,7 +109,7 @@ _DECLARED = (
     ("exec_.ExecOverlap", "enable_two_batch_overlap", "False", "refused"),
     ("schedule.Schedule", "max_running_requests", "None", "filled in"),
     ("schedule.Schedule", "disable_overlap_schedule", "False", "set on CPU"),
-    ("schedule.Schedule", "page_size", "None", "above 1 is refused on CPU"),
+    ("schedule.Schedule", "page_size", "None", "above 1 is refused"),
     ("schedule.Schedule", "enable_mixed_chunk", "False", "switched off"),
     ("parallel.Parallel", "pp_size", "1", "above 1 is refused"),
     ("parallel.Parallel", "attn_dp_size", "1", "above 1 is refused"),

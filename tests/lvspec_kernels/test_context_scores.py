@@ -79,7 +79,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
         (5, 200, 7, 1, 80),  # 35 pairs of a KV head: more than a program takes
         (16, 150, 4, 2, 32),  # 32 pairs: as many as a program takes
         (17, 130, 2, 1, 16),
-        (64, 129, 14, 2, 128),
+        (25, 129, 14, 2, 128),
         (64, 64, 1, 1, 16),  # the whole context is the question
     ],
     ids=str,
@@ -170,6 +170,7 @@ def test_extreme_scores_neither_overflow_nor_lose_the_rest(
     torch.testing.assert_close(run(implementation, given, factor, device), rule(*given, factor), **TOLERANCE)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # the interpreter's, for NaN that is masked
 def test_a_row_that_sees_nothing_adds_nothing(implementation: Implementation, device: str) -> None:
     """Rows that pad a question are at -1; the mean is still over all rows."""
     query, keys, slots, positions = inputs(4, 70)

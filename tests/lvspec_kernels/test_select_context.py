@@ -31,7 +31,7 @@ SHARES = [0.0, 0.3, 0.4, 0.5, 1.0]
 IMPLEMENTATIONS = {
     "torch": module.select_context_torch,
     "triton": module.select_context_triton,
-    "triton in blocks": partial(module.select_context_triton, block=16),
+    "triton in blocks": partial(module.select_context_triton, block=32),
 }
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -103,7 +103,7 @@ def in_large_blocks(request: pytest.FixtureRequest) -> Implementation:
 
 @pytest.mark.usefixtures("garbage_in_new_memory")
 def test_all_scores_of_few_tokens_follow_the_rule(in_large_blocks: Implementation, device: str) -> None:
-    """Thinned for the interpreter, which takes 0.1 s for each: 24 of them, in all places of the list."""
+    """Thinned for the interpreter, which takes 0.1 s for each: 12 of them, in all places of the list."""
     cases = [
         (score, budget, mass_share)
         for length in range(5)
@@ -112,7 +112,7 @@ def test_all_scores_of_few_tokens_follow_the_rule(in_large_blocks: Implementatio
         for mass_share in SHARES
     ]
     if in_large_blocks is module.select_context_triton and device == "cpu":
-        cases = cases[7 :: len(cases) // 24]
+        cases = cases[7 :: len(cases) // 12]
     for score, budget, mass_share in cases:
         assert_rule(in_large_blocks, torch.tensor(score, dtype=torch.float32), budget, mass_share, device)
 
@@ -218,6 +218,26 @@ def test_mass_is_rounded_to_float32_and_then_down(in_large_blocks: Implementatio
     assert masses(score.tolist()) == [349_525, UNITS, 349_525, 349_525, 349_525, 0]
     for mass_share in (0.4285, 0.4286, 0.4287, 0.571, 0.5715):
         assert_rule(in_large_blocks, score, 4, mass_share, device)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        # Others have 699050.67 and 349526.7 units, of which 699050 + 349526 are as much as the first: it suffices.
+        ([1.0, 2 / 3, 349_526.7 / UNITS], [0, 2]),
+        # Others have 13 and UNITS - 12 units, one more than the first; times 1 / 41 in float32 they would have fewer.
+        ([41.0, 41 * 13 / UNITS, 41 * (UNITS - 12) / UNITS, 0.0, 0.0], [0, 2]),
+        # 13 units fewer than the first.
+        ([41.0, 41 * 13 / UNITS, 41 * (UNITS - 26) / UNITS, 0.0, 0.0], [0, 3]),
+    ],
+    ids=["rounded down", "divided", "fewer"],
+)
+def test_one_unit_of_mass_decides(
+    in_large_blocks: Implementation, score: list[float], expected: list[int], device: str
+) -> None:
+    """Two of them with half of the mass: the first, and the middle one of the others or the second best."""
+    assert rule(torch.tensor(score), 2, 0.5) == expected
+    assert run(in_large_blocks, torch.tensor(score), 2, 0.5, device) == expected
 
 
 def test_other_strides_are_read_as_they_are(implementation: Implementation, device: str) -> None:

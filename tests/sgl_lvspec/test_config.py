@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from sgl_lvspec.config import SCORERS, VIDEO_TIMES, LVSpecConfig
+from sgl_lvspec.config import CONTEXTS, SCORERS, VIDEO_TIMES, LVSpecConfig
 from sgl_lvspec.presets import NAMES, PRESETS, Rule
 
-KNOWN = "calibration, floor, max_run, max_share, preset, protect_digits, relaxation, scorer, shift, video_time, window"
+KNOWN = (
+    "calibration, context, draft_tokens, floor, keep, keep_min, max_run, max_share, preset, protect_digits, "
+    "relaxation, scorer, shift, video_time, window"
+)
 
 
 def test_unset_means_strict_and_undecided_video_times() -> None:
@@ -34,6 +37,7 @@ def test_every_choice_is_kept(preset: str, video_time: str) -> None:
         ({"video_time": "24fps"}, "--lvspec-video-time must be one of fixed, upstream", "'24fps'"),
         ({"pre_set": "strict", "lambda": 0.7}, f"LVSPEC knows the settings {KNOWN}", "lambda, pre_set"),
         ({"unknown": None}, f"LVSPEC knows the settings {KNOWN}", "unknown"),
+        ({"context": "some"}, f"--lvspec-context must be one of {', '.join(CONTEXTS)}", "'some'"),
         ({"scorer": "chance"}, f"--lvspec-scorer must be one of {', '.join(SCORERS)}", "'chance'"),
         (
             {"preset": "paper", "protect_digits": "true"},
@@ -79,6 +83,42 @@ def test_settings_are_frozen_and_survive_pickling() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.preset = "strict"  # type: ignore[misc]
+
+
+def test_the_draft_sees_all_unless_told_otherwise() -> None:
+    config = LVSpecConfig()
+    assert (config.context, config.keep, config.keep_min, config.draft_tokens) == ("full", 0.1, 256, None)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_what_the_draft_sees_goes_with_every_preset(preset: str, context: str) -> None:
+    """It costs accepted tokens, never output."""
+    named = {"context": context, "keep": 1, "keep_min": 0, "draft_tokens": 1}
+    assert LVSpecConfig.from_options({"preset": preset, **named}) == LVSpecConfig(preset, **named)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds", "wrong"),
+    [
+        ("keep", "above 0 and at most 1", (0, 0.0, -0.1, 1.001, float("nan"), float("inf"), True, "0.1")),
+        ("keep_min", "a whole number from 0 to 2147483648", (-1, 2**31 + 1, 256.0, True, "256")),
+        ("draft_tokens", "a whole number from 1 to 2147483648", (0, -5, 2**31 + 1, 1e4, True, "10")),
+    ],
+)
+def test_impossible_sizes_of_the_drafts_context_are_refused(name: str, bounds: str, wrong: tuple[Any, ...]) -> None:
+    flag = "--lvspec-" + name.replace("_", "-")
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{flag} must be ") as refusal:
+            LVSpecConfig.from_options({"context": "uniform", name: value})
+        assert str(refusal.value) == f"{flag} must be {bounds}; found {value!r}. Correct the number or drop the flag."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("keep", 0.001), ("keep", 1.0), ("keep_min", 2**31), ("draft_tokens", 2**31)]
+)
+def test_the_bounds_themselves_are_allowed(name: str, value: float) -> None:
+    assert getattr(LVSpecConfig.from_options({name: value}), name) == value
 
 
 LOOSE: dict[str, Any] = {

@@ -84,6 +84,10 @@ def test_a_preset_without_lvspec_is_refused(mended: list[Any]) -> None:
         ("--lvspec-scorer", "chance"),
         ("--lvspec-relaxation", "much"),
         ("--lvspec-window", "1.5"),
+        ("--lvspec-context", "some"),
+        ("--lvspec-keep", "few"),
+        ("--lvspec-keep-min", "1.5"),
+        ("--lvspec-draft-tokens", "1e4"),
     ],
 )
 def test_unknown_names_and_values_end_the_command_line(
@@ -105,6 +109,10 @@ ALL_FLAGS: dict[str, tuple[str, Any]] = {
     "max_run": ("6", 6),
     "protect_digits": ("off", "off"),
     "scorer": ("similarity", "similarity"),
+    "context": ("uvprune", "uvprune"),
+    "keep": ("0.25", 0.25),
+    "keep_min": ("0", 0),
+    "draft_tokens": ("5000", 5000),
 }
 
 
@@ -203,6 +211,14 @@ def test_without_lvspec_all_flags_to_drop_are_named(mended: list[Any]) -> None:
             "--lvspec-max-run",
             "many",
             r"^--lvspec-max-run must be a whole number of 1 or more, or none; found 'many'\. ",
+        ),
+        ("--lvspec-keep", "0", r"^--lvspec-keep must be above 0 and at most 1; found 0\.0\. Correct the number or"),
+        ("--lvspec-keep", "nan", r"^--lvspec-keep must be above 0 and at most 1; found nan\. Correct the number or"),
+        ("--lvspec-keep-min", "-1", r"^--lvspec-keep-min must be a whole number from 0 to .*; found -1\. Correct the"),
+        (
+            "--lvspec-draft-tokens",
+            "0",
+            r"^--lvspec-draft-tokens must be a whole number from 1 to .*; found 0\. Correct",
         ),
         (
             "--lvspec-calibration",

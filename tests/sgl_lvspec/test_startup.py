@@ -179,13 +179,16 @@ def test_on_cpu_no_phase_runs_on_a_backend_that_knows_no_verify(fitting: list[An
     startup.validate(_record(**{field: CPU_BACKEND}))  # type: ignore[arg-type]
 
 
-def test_on_cpu_larger_pages_are_refused(fitting: list[Any]) -> None:
-    assert _refusal(_record(page_size=16)) == (
-        "LVSPEC needs --page-size 1 on CPU, where SGLang finds larger pages with a GPU's kernel; found 16. "
-        "Drop the flag."
+@pytest.mark.parametrize("device", [{}, {"device": "cuda", "attention_backend": "flashinfer"}], ids=["cpu", "cuda"])
+def test_larger_pages_are_refused_on_every_device(fitting: list[Any], device: dict[str, str]) -> None:
+    """The draft keeps single tokens of a page and leaves out others."""
+    assert _refusal(_record(page_size=16, **device)) == (
+        "LVSPEC needs --page-size 1: the draft's KV pool holds single tokens of a context, and on CPU SGLang finds "
+        "larger pages with a GPU's kernel; found 16. Drop the flag."
     )
-    startup.validate(_record(page_size=1))  # type: ignore[arg-type]
-    startup.validate(_record(page_size=16, device="cuda", attention_backend="flashinfer"))  # type: ignore[arg-type]
+    assert fitting == []
+    for size in (1, None):
+        startup.validate(_record(page_size=size, **device))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["attention_backend", "prefill_attention_backend"])

@@ -112,11 +112,10 @@ def context_scores_triton(
     parts = torch.empty(2, num_kv_heads, num_pairs, splits, dtype=torch.float32, device=query.device)
     _context_scores_total_kernel[(tiles, num_kv_heads, splits)](*tensors, *parts, *numbers, **constants)
     # Largest score and sum stay two numbers: their logarithm in one would be off by an ulp of the largest score.
+    # A pair that sees nothing has no number for its total, and no entry that asks for it.
     largest, total = parts
     origin = largest.amax(dim=2, keepdim=True)
-    # A pair that sees nothing has no number for either; the total of others is at least 1, the largest score's own.
-    origin = origin.masked_fill(origin == -torch.inf, 0.0)
-    total = (total * (largest - origin).exp()).sum(dim=2).clamp_min(1.0)
+    total = (total * (largest - origin).exp()).sum(dim=2)
     sums = torch.empty(num_kv_heads, length, dtype=torch.float32, device=query.device)
     _context_scores_sum_kernel[(blocks, num_kv_heads)](*tensors, origin, total, sums, *numbers, **constants)
     return sums.sum(dim=0) / (num_rows * num_heads)

@@ -148,7 +148,7 @@ def _select_context_kernel(
     count, mass = _count_and_mass_from(score_ptr, n, threshold + 1, divisor, UNITS, BLOCK)
     # What is above the threshold does not suffice, or nothing is needed and the threshold is above all scores. So many
     # of those at it are needed; where they have no mass, nothing is missing, or the budget decides.
-    missing = tl.maximum(needed - mass * UNITS, 0)
+    missing = needed - mass * UNITS
     tie_mass = tl.maximum(_mass(tl.minimum(threshold, largest), divisor, UNITS) * UNITS, 1)
     ties = tl.minimum((missing + tie_mass - 1) // tie_mass, budget - count)
 

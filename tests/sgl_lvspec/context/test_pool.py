@@ -129,7 +129,7 @@ def test_no_two_requests_write_to_one_slot(data: st.DataObject) -> None:
     }
     assert len(placed.unique()) == placed.numel()
     assert not context & set(placed.flatten().tolist())
-    assert 1 <= int(placed.min())
+    assert int(placed.min()) > 0
     assert int(placed.max()) <= pool.num_tokens
     pool.slots.check()
 

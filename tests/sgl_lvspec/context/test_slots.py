@@ -23,7 +23,7 @@ def slots_of(*numbers: int) -> torch.Tensor:
 
 
 class Slots(RuleBasedStateMachine):
-    """`held`: draft slot by target slot; `used`: when it was last in use; what is neither held nor left out is a hole."""
+    """`held`: draft slot by target slot; `used`: when it was last in use; the rest is left out or a hole."""
 
     @initialize()
     def start(self) -> None:
@@ -103,7 +103,7 @@ class Slots(RuleBasedStateMachine):
 
 
 TestSlots = Slots.TestCase
-TestSlots.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+TestSlots.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 
 
 def test_the_dummy_slot_of_the_target_never_gets_one() -> None:
@@ -186,3 +186,11 @@ def test_tables_that_do_not_add_up_are_noticed(corrupt: Callable[[DraftSlots], N
     corrupt(slots)
     with pytest.raises(RuntimeError, match=r"^LVSPEC: the draft's slots do not add up: .* free of 12\. .*report it\.$"):
         slots.check()
+
+
+def test_a_slot_that_is_named_twice_is_given_back_once() -> None:
+    slots = DraftSlots(TARGETS, SIZE, "cpu")
+    slots.take(slots_of(3, 4))
+    slots.release(slots_of(3, 9, 3, 3))
+    assert slots.available() == SIZE - 1
+    slots.check()

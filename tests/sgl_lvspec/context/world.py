@@ -141,7 +141,9 @@ class World:
             for slot in row[:begin].tolist():
                 assert slot in self.written, "the draft would look at what nobody wrote"
             positions = reading.kept[piece.first : piece.last].tolist()
-            for slot, said, position in zip(row[begin : begin + new].tolist(), self.shown(piece), positions, strict=True):
+            for slot, said, position in zip(
+                row[begin : begin + new].tolist(), self.shown(piece), positions, strict=True
+            ):
                 self.written[slot] = (said, position)
 
     def shown(self, piece: Piece) -> list[Any]:

@@ -26,6 +26,7 @@ class ForwardBatch(SimpleNamespace):
             batch_size=num_requests,
             input_ids=None,
             positions=positions,
+            seq_lens=positions - 40,  # the draft holds less of the context than the target
             mrope_positions=torch.stack([positions, positions + 100, positions + 200]) if is_mrope else None,
             out_cache_loc=torch.arange(num_requests * (K + 1)) + 1000,  # a request's slots lie together
             moe_num_token_non_padded=None,
@@ -47,7 +48,7 @@ class Worker(ChainDraftWorker):
         self.draft_runner = SimpleNamespace(forward=self.forward)
         self.draft_attn_backend = SimpleNamespace(
             attn_backends=[f"backend of step {step}" for step in range(K + 1)],
-            init_forward_metadata=self.planned.append,
+            init_forward_metadata=lambda batch: self.planned.append((batch, batch.positions.tolist())),
         )
 
     def forward(self, batch: ForwardBatch) -> SimpleNamespace:

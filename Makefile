@@ -24,6 +24,7 @@ TOKENS ?= 256
 # What `make bench-fidelity` takes.
 N ?= 60
 URL1 ?=
+MINUTES ?= 10
 THREADS ?= 1
 
 venv_python := $(VENV)/bin/python
@@ -32,7 +33,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -76,6 +77,9 @@ bench-context: environment  ## Cost and gain of each context policy and keep rat
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)
+
+soak: environment  ## MINUTES of hard traffic: small pools, hang-ups, retractions; ends with empty pools or says so
+	@$(venv_python) -m bench.soak --minutes $(call quoted,MINUTES) $(call flag,--out,OUT) $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
 	@failed=0; \

@@ -102,7 +102,7 @@ def test_positions_grow_by_one_a_step_from_the_last_committed_tokens(is_mrope: b
 def test_each_step_has_its_own_attention_planned_once_for_all() -> None:
     worker, batch, _ = run()
     assert [step["backend"] for step in worker.seen] == worker.draft_attn_backend.attn_backends
-    assert worker.planned == [batch]
+    assert worker.planned == [(batch, batch.seq_lens.tolist())], "step backends read lengths off the positions"
     assert not has_forward_context()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from sgl_lvspec.context.tally import ContextTally
 from sgl_lvspec.sight import streamer
 from sgl_lvspec.sight.counters import Counters
 from sgl_lvspec.sight.round_report import HostReport
@@ -100,15 +101,18 @@ def test_health_checks_and_requests_without_a_token_are_not_counted(gained: Call
 def test_only_a_rank_that_reports_has_metrics(reports: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[object, ...]] = []
     monkeypatch.setattr(streamer, "Counters", lambda *args: made.append(args) or "counters")
+    monkeypatch.setattr(streamer, "ContextCounters", lambda *args: args)
+    tally = ContextTally(pool_bytes=5)
     scheduler: Any = SimpleNamespace(
         metrics_reporter=SimpleNamespace(current_scheduler_metrics_enabled=reports),
         metrics_collector=SimpleNamespace(labels=LABELS) if reports else None,
-        draft_worker=SimpleNamespace(speculative_num_steps=K),
+        draft_worker=SimpleNamespace(speculative_num_steps=K, draft_tally=tally),
     )
     base = LVSpecOutputStreamer.__mro__[1]
     assert after_get_output_streamer_class(base, scheduler) is LVSpecOutputStreamer
     assert made == ([(LABELS, K)] if reports else [])
     assert HostReport.counters == ("counters" if reports else None)
+    assert tally.counters == ((LABELS, 5) if reports else None)
 
 
 def test_a_server_without_metrics_does_not_import_the_client() -> None:

@@ -11,14 +11,14 @@ from typing import Any
 from bench.context.plan import FULL
 
 WORDS = (
-    "T: accepted draft tokens a round, without the target's own. Draft's pool, prefill and step: size of its KV pool, "
-    "reading one prompt, one forward of a chain. First token: median over clips, beside the server without "
+    "T: accepted draft tokens a round, without the target's own. Draft's pool, prefill, seeing and step: size of its KV "
+    "pool, reading one prompt, its vision tower, one forward of a chain. First token: median over clips, beside the server without "
     "speculation. Faster: tokens a second behind the first token, and from request to end, by those of the server "
     "without speculation; medians of ratios clip by clip. Equal: strict answers that are the target's own, token by "
     "token. In brackets: 95 % intervals (bootstrap over clips)."
 )
 COLUMNS = (
-    "policy", "keep", "tokens kept", "T strict", "T loose", "draft's pool", "draft's prefill", "draft's step",
+    "policy", "keep", "tokens kept", "T strict", "T loose", "draft's pool", "draft's prefill + seeing", "draft's step",
     "first token, 1st question (without)", "2nd question (without)", "decoding faster", "end to end faster",
     "loose: decoding, end to end", "equal",
 )  # fmt: skip
@@ -73,7 +73,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row, "T_strict"),
         _number(row, "T_loose"),
         f"{row['draft_pool_bytes'] / 2**20:.2f} MiB",
-        _ms(row["draft_prefill_ms"]),
+        f"{_ms(row['draft_prefill_ms'])} + {_ms(row['draft_seeing_ms'])}",
         _ms(row["draft_step_ms"]),
         f"{_ms(row['ttft_first_ms'])} ({_ms(row['ttft_first_plain_ms'])})",
         f"{_ms(row['ttft_second_ms'])} ({_ms(row['ttft_second_plain_ms'])})",

@@ -50,6 +50,7 @@ class Fake:
         self._count("drafted_tokens_total", rounds * K)
         self._count("draft_drafting_seconds_total", rounds * (K + 1) * 0.002)
         self._count("draft_reading_seconds_total", 0.001 if self.has_video else 0.02)
+        self._count("draft_seeing_seconds_total", 0.0)
         self._count("draft_read_text_total", TEXT)
         self._count("draft_read_visual_total", 0 if self.has_video else KEPT)
         self._count("draft_left_out_total", 0 if self.has_video else VISUAL - KEPT)

@@ -145,7 +145,8 @@ def test_figures_of_what_the_servers_told(both: tuple[Fake, Fake, Endpoint, Endp
 def test_speed_is_compared_clip_by_clip() -> None:
     """The third clip met a busy machine: both were ten times slower, and the ratio stays."""
     counts = dict.fromkeys(
-        ["rounds_total", "drafted_tokens_total", "draft_reading_seconds_total", "draft_drafting_seconds_total",
+        ["rounds_total", "drafted_tokens_total", "draft_reading_seconds_total", "draft_seeing_seconds_total",
+         "draft_drafting_seconds_total",
          *(f"draft_{name}_total" for name in ("read_visual", "read_text", "left_out", "evicted", "fallbacks",
                                               "unread_prompts", "unseen_media"))], 0.0,
     )  # fmt: skip

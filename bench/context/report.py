@@ -11,11 +11,11 @@ from typing import Any
 from bench.context.plan import FULL
 
 WORDS = (
-    "T: accepted draft tokens a round, without the target's own. Draft's pool, prefill, seeing and step: size of its KV "
-    "pool, reading one prompt, its vision tower, one forward of a chain. First token: median over clips, beside the server without "
-    "speculation. Faster: tokens a second behind the first token, and from request to end, by those of the server "
-    "without speculation; medians of ratios clip by clip. Equal: strict answers that are the target's own, token by "
-    "token. In brackets: 95 % intervals (bootstrap over clips)."
+    "T: accepted draft tokens a round, without the target's own. Draft's pool, prefill, seeing and step: size of its "
+    "KV pool, reading one prompt, its vision tower, one forward of a chain. First token: median over clips, beside the "
+    "server without speculation. Faster: tokens a second behind the first token, and from request to end, by those of "
+    "the server without speculation; medians of ratios clip by clip. Equal: strict answers that are the target's own, "
+    "token by token. In brackets: 95 % intervals (bootstrap over clips)."
 )
 COLUMNS = (
     "policy", "keep", "tokens kept", "T strict", "T loose", "draft's pool", "draft's prefill + seeing", "draft's step",

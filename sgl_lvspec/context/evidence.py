@@ -76,6 +76,8 @@ class QuestionAttention:
         """`rows`: the request's tokens in the batch, the last ones of its context."""
         length = unread.length
         media = media_of(req, length)
+        if not self._queries:
+            return  # the prefill was replayed from a CUDA graph, which runs no hooks
         if not media or int(media[-1].positions[-1]) < unread.start:
             return  # the draft read all of it for an earlier question
         behind = length - 1 - int(media[-1].positions[-1])
@@ -122,8 +124,8 @@ class LayerChange:
         for req, extend_len in zip(batch.reqs, batch.extend_lens, strict=True):
             rows, start = slice(start, start + extend_len), start + extend_len
             unread = unread_of(req)
-            if unread is None or req.multimodal_inputs is None:
-                continue
+            if unread is None or req.multimodal_inputs is None or not self._states:
+                continue  # (a prefill that was replayed from a CUDA graph runs no hooks)
             # States are kept over the chunks of a prompt: the question comes with the last one.
             units = [normalize(self._states[depth][rows].float(), dim=-1).bfloat16() for depth in self._depths]
             unread.parts.append((unread.length - extend_len, units))
@@ -136,12 +138,14 @@ class LayerChange:
         visual = torch.nonzero(is_visual(ids)).flatten()
         visual = visual[visual >= unread.start]
         behind = int(visual[-1]) + 1 if len(visual) else unread.length
-        if behind < unread.length:
+        # A request that was retracted before the draft read it comes back with its last tokens only.
+        is_whole = bool(unread.parts) and unread.parts[0][0] == unread.start
+        if is_whole and behind < unread.length:
             scores = []
-            for index in range(len(self._depths)):
-                states = torch.cat([units[index] for _, units in unread.parts]).float()  # from `start` on
-                text = states[behind - unread.start :].mean(dim=0)
-                scores.append(states @ text)
+            for index in range(len(self._depths)):  # part by part: a long video's states are large
+                texts = [units[index][max(0, behind - first) :].float().sum(dim=0) for first, units in unread.parts]
+                text = torch.stack(texts).sum(dim=0) / (unread.length - behind)
+                scores.append(torch.cat([units[index].float() @ text for _, units in unread.parts]))
             evidence = torch.full((unread.length,), float("nan"), device=scores[0].device)
             evidence[unread.start :] = scores[1] - scores[0]
             unread.evidence = _over_ranks(evidence)

@@ -36,7 +36,12 @@ def share_of_target(config: LVSpecConfig) -> float:
 def num_slots(config: LVSpecConfig, num_target_slots: int) -> int:
     """Slots that the draft hands out, for a target that hands out `num_target_slots`."""
     if config.draft_tokens is not None:
-        return min(config.draft_tokens, num_target_slots)
+        if config.draft_tokens > num_target_slots:
+            raise ValueError(
+                f"--lvspec-draft-tokens must be at most the target's {num_target_slots} tokens, each of which the draft "
+                f"holds once; found {config.draft_tokens}. Lower it or drop the flag."
+            )
+        return config.draft_tokens
     return max(1, math.ceil(num_target_slots * share_of_target(config)))
 
 

@@ -112,6 +112,7 @@ class PromptReader:
             pieces = [piece for reading in readings for piece in self._pieces(reading)]
             for group in _groups(pieces, self._max_tokens):
                 self._forward(group)
+        self.tally.evicted = self._slots.num_evicted()
         self.tally.add_reading(time.perf_counter() - began)
 
     def keep_room(self, count: int, in_use: Callable[[], torch.Tensor]) -> None:
@@ -226,13 +227,14 @@ class PromptReader:
 
     def _make_room(self, needed: int, in_use: Callable[[], torch.Tensor]) -> bool:
         """Whether `needed` slots can be had, if need be from contexts that no request of the round uses."""
-        available = self._slots.available()
-        if needed > available:
-            self._slots.evict(needed - available, in_use())
-            freed = self._slots.available() - available
-            self.tally.evicted += freed
-            available += freed
-        return needed <= available
+        missing = needed - self._slots.available()
+        if missing <= 0:
+            return True
+        used = in_use()
+        if missing > self._slots.evictable(used):
+            return False  # nobody else loses what would not suffice
+        self._slots.evict(missing, used)
+        return True
 
     def _pieces(self, reading: Reading) -> list[Piece]:
         starts = range(0, len(reading.kept), self._max_tokens)

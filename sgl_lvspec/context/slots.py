@@ -19,6 +19,7 @@ class DraftSlots:
     Attributes:
         draft_slot: int32 [S], per target slot: the draft slot that holds its token, `HOLE` or `LEFT_OUT`.
         size: N.
+        must_wait: `available_lately` waits for the device, because several ranks must come to the same answer.
     """
 
     def __init__(self, num_target_slots: int, size: int, device: torch.device | str) -> None:
@@ -32,6 +33,8 @@ class DraftSlots:
         self._ring = torch.zeros(size + 1, dtype=torch.int64, device=device)
         self._head = torch.zeros((), dtype=torch.int64, device=device)
         self._tail = torch.zeros((), dtype=torch.int64, device=device)
+        self._evicted = torch.zeros((), dtype=torch.int64, device=device)
+        self.must_wait = False
         self._clock = 0
         self._lately: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._last_count = size
@@ -51,7 +54,7 @@ class DraftSlots:
 
     def available_lately(self) -> int:
         """Free draft slots, perhaps as of an earlier call: on a GPU the count is copied behind what is queued."""
-        if self.draft_slot.device.type == "cpu":
+        if self.must_wait or self.draft_slot.device.type == "cpu":
             return self.available()
         if self._lately is None:
             self._lately = (torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event())
@@ -121,14 +124,26 @@ class DraftSlots:
         Args:
             in_use: int [n], target slots of running requests, which keep what they have.
         """
-        held = self._target_slot[1 : self.size + 1] > 0
-        used = torch.zeros(self.size + 2, dtype=torch.bool, device=held.device)
-        used[self.draft_slot[in_use.long()].long().clamp_min(0)] = True
-        may_go = held & ~used[1 : self.size + 1]
+        may_go = self._may_go(in_use)
         age = torch.where(may_go, self._last_used[1 : self.size + 1], torch.iinfo(torch.int64).max)
         oldest = torch.topk(age, min(count, self.size), largest=False, sorted=False).indices
+        self._evicted += may_go[oldest].sum()
         # What may not go is named as target slot 0, which never holds anything.
         self.release(torch.where(may_go[oldest], self._target_slot[1 + oldest], 0))
+
+    def evictable(self, in_use: torch.Tensor) -> int:
+        """How many slots `evict` could give back. Waits for the device."""
+        return int(self._may_go(in_use).sum())
+
+    def num_evicted(self) -> int:
+        """Slots that `evict` gave back so far. Waits for the device."""
+        return int(self._evicted)
+
+    def _may_go(self, in_use: torch.Tensor) -> torch.Tensor:
+        """Which draft slots are held for tokens that are not `in_use`, bool [N]."""
+        used = torch.zeros(self.size + 2, dtype=torch.bool, device=self.draft_slot.device)
+        used[self.draft_slot[in_use.long()].long().clamp_min(0)] = True
+        return (self._target_slot[1 : self.size + 1] > 0) & ~used[1 : self.size + 1]
 
     def check(self) -> None:
         """Raise unless map, free list and owners agree. Waits for the device: for tests and an idle server."""

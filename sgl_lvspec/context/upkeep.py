@@ -48,6 +48,7 @@ class Upkeep:
         if not self._is_checked:
             self._is_checked = True
             self._check()
+            self._tally.evicted = self._slots.num_evicted()
             self._tally.note_idle(self._slots.size - self._slots.available())
 
     def _check(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
-from sglang.srt.runtime_context import get_schedule
+from sglang.srt.runtime_context import get_parallel, get_schedule
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
@@ -67,6 +67,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
             get_schedule().max_prefill_tokens,
             self._read_prompts,
         )
+        self.pool.slots.must_wait = get_parallel().tp_group.world_size > 1
         self.upkeep = Upkeep(self.pool.slots, token_to_kv_pool_allocator, self.reader.tally)
         per_token = sizing.bytes_per_token(self.draft_runner)
         self.reader.tally.pool_bytes = self.pool.num_tokens * per_token

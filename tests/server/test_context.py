@@ -50,7 +50,7 @@ def _start(pair: Pair, log: Path, folder: Path, loss: float, *args: str, **env: 
 
 @pytest.fixture(scope="module")
 def calm(pair: Pair, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shaken]:
-    """Nothing is lost but what finds no room: a small pool, prompts cut every 48 tokens (inside videos)."""
+    """Nothing is lost; prompts are cut every 48 tokens, inside videos."""
     folder = tmp_path_factory.mktemp("calm")
     server = _start(
         pair, log_dir / "calm.log", folder, 0.0, "--chunked-prefill-size", "48", "--max-running-requests", "3",
@@ -92,7 +92,7 @@ def about(video: str | list[str], question: str, **fields: Any) -> dict[str, Any
     return payload(chat(VIDEO * count + question), video_data=video, max_new_tokens=40, **fields)
 
 
-@pytest.mark.parametrize(("policy", "keep"), [*itertools.product(CONTEXTS, KEEPS)])
+@pytest.mark.parametrize(("policy", "keep"), [("full", "0.1"), *itertools.product(CONTEXTS[1:], KEEPS)])
 def test_every_policy_and_ratio(
     policy: str, keep: str, calm: Shaken, expected: Callable[..., list[int]], videos: list[str]
 ) -> None:

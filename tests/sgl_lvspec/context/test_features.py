@@ -59,6 +59,17 @@ def test_features_are_computed_once_and_outlive_the_pixels() -> None:
     assert model.calls == [("video", "cpu")]
 
 
+def test_a_cache_that_sglang_makes_after_the_pools_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = mm_schedule.embedding_cache
+    monkeypatch.setattr(mm_schedule, "embedding_cache", None)
+    model = Model()
+    features = VisionFeatures(model, "cpu")
+    monkeypatch.setattr(mm_schedule, "embedding_cache", later)
+    assert features.of(clip(), TOKENS) is not None
+    assert features.of(clip(has_pixels=False), TOKENS) is not None
+    assert len(model.calls) == 1
+
+
 def test_the_draft_never_meets_the_targets_features(shared: MultiModalStaticCache) -> None:
     """They are cached by the item's hash alone, and of another width."""
     features = VisionFeatures(Model(), "cpu")

@@ -45,10 +45,11 @@ def test_the_pool_has_room_for_all_text_and_the_kept_part_of_the_rest(config: LV
     assert num_slots(config, 1) == 1
 
 
-def test_a_named_size_is_the_size_but_never_more_than_the_targets() -> None:
+def test_a_named_size_is_the_size_and_more_than_the_targets_is_refused() -> None:
     for context in CONTEXTS:
-        assert num_slots(LVSpecConfig(context=context, draft_tokens=70), 1000) == 70
-        assert num_slots(LVSpecConfig(context=context, draft_tokens=70), 50) == 50
+        assert num_slots(LVSpecConfig(context=context, draft_tokens=70), 70) == 70
+        with pytest.raises(ValueError, match=r"--lvspec-draft-tokens must be at most the target's 69 tokens.*found 70"):
+            num_slots(LVSpecConfig(context=context, draft_tokens=70), 69)
 
 
 def test_the_tables_are_as_long_as_the_targets() -> None:

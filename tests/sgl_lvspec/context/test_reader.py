@@ -229,9 +229,20 @@ def test_room_for_a_round_is_made_from_what_nobody_uses() -> None:
     assert world.pool.slots.available() == 4, "there was room"
     world.reader.keep_room(10, lambda: world.in_use(running))
     assert world.pool.slots.available() == 10
+    assert world.pool.slots.num_evicted() > 0, "what a round pushes out is counted, too"
     world.reader.keep_room(1000, lambda: world.in_use(running))
     assert world.held(running) == world.whole(running)
     world.pool.slots.check()
+
+
+def test_a_prompt_that_can_never_fit_costs_nobody_else() -> None:
+    world = World(size=40)
+    done = world.prompt(5, Clip(1, 20), row=1)
+    huge = world.prompt(5, Clip(2, 60), row=2)
+    world.read(done)
+    world.read(huge)
+    assert (world.tally.unread_prompts, world.tally.evicted) == (1, 0)
+    assert world.held(done) == world.whole(done)
 
 
 def test_a_retracted_request_goes_on_with_its_answer() -> None:

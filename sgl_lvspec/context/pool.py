@@ -38,8 +38,8 @@ def num_slots(config: LVSpecConfig, num_target_slots: int) -> int:
     if config.draft_tokens is not None:
         if config.draft_tokens > num_target_slots:
             raise ValueError(
-                f"--lvspec-draft-tokens must be at most the target's {num_target_slots} tokens, each of which the draft "
-                f"holds once; found {config.draft_tokens}. Lower it or drop the flag."
+                f"--lvspec-draft-tokens must be at most the target's {num_target_slots} tokens, of which the "
+                f"draft holds each once; found {config.draft_tokens}. Lower it or drop the flag."
             )
         return config.draft_tokens
     return max(1, math.ceil(num_target_slots * share_of_target(config)))

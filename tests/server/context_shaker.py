@@ -1,8 +1,8 @@
 """A plugin for a test server: each request names its own context policy, and the draft loses what it holds at random.
 
 A request id `POLICY/KEEP/anything` is read with that policy and keep ratio, so one server stands for all of them.
-Before some rounds a part of the draft's slots is released, of running requests too. A line for each reading tells what
-was kept; a line for each time that the server falls idle tells what is held.
+Before some rounds of requests `POLICY/KEEP/crowd...` a part of the draft's slots is released. A line for each reading
+tells what was kept; a line for each time that the server falls idle tells what is held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 PLUGIN = "lvspec_context_shaker"
 SINK = "LVSPEC_TEST_CONTEXT"  # where the lines go
-LOSS = "LVSPEC_TEST_CONTEXT_LOSS"  # chance of a loss before a round
+LOSS = "LVSPEC_TEST_CONTEXT_LOSS"  # chance of a loss before a round of a crowd
 _WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
 
 rng = random.Random(0)
@@ -49,7 +49,8 @@ def before_forward(worker: Any, batch: Any, *_args: Any, **_kwargs: Any) -> None
     if not hasattr(worker, "shaken"):
         worker.shaken = _shake(worker)
     slots = worker._draft_worker.pool.slots
-    if batch.forward_mode.is_decode() and rng.random() < float(os.environ[LOSS]):
+    is_crowd = any("/crowd" in req.rid for req in batch.reqs)
+    if is_crowd and batch.forward_mode.is_decode() and rng.random() < float(os.environ[LOSS]):
         held = (slots.draft_slot > 0).nonzero().flatten()
         lost = held[[index for index in range(len(held)) if rng.random() < 0.2]]
         slots.release(lost)

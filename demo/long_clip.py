@@ -1,4 +1,4 @@
-"""Long held-out clips, 64 or 128 frames and 2,048 video tokens, for the demo pair made ready by `long_pair`.
+"""Long held-out clips, 64 or 128 frames and 2,048 video tokens: for what they cost, the demo pair is no judge of them.
 
 The pair was trained on 64 video tokens and 4 seconds. So a long clip shows the same 4 seconds at a higher rate: each
 pair of frames, which is what one video token covers, 8 or 16 times over, in a field of the scene's own background.

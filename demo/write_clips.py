@@ -1,6 +1,6 @@
 """Writes synthetic clips to a folder: `python -m demo.write_clips FOLDER --count 250`, for `lvspec calibrate`.
 
-`--frames 64` or `--frames 128` writes long ones, for a server of `demo.long_pair` with the flags that it prints.
+`--frames 64` or `--frames 128` writes long ones, for a server with the flags that it prints.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class DraftPool:
         self, target_rows: ReqToTokenPool, allocator: BaseTokenToKVPoolAllocator, size: int, width: int
     ) -> None:
         device = allocator.device
-        self._target_rows, self._width = target_rows, width
+        self._target_rows = target_rows
         self.slots = DraftSlots(allocator.size + allocator.page_size, size, device)
         num_rows, context_len = target_rows.req_to_token.shape
         self.rows = ReqToTokenPool(num_rows - 1, context_len, device, enable_memory_saver=False)

@@ -1,17 +1,16 @@
 """The draft reads a prompt: the text and what its policy keeps of the media, into the draft's own KV pool.
 
-Runs at the first round of a request, after its first token has left: nobody waits for the draft then. What the draft
-already holds of the prompt (a video that was asked about before) is not read again.
+Runs at the first round of a request, when its first token has left (under SGLang's overlap scheduler: has been made).
+What the draft already holds of the prompt (a video that was asked about before) is not read again.
 
     state of the row's slots -> first hole -> what is kept from there on -> draft slots -> forward of the draft
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -75,8 +74,9 @@ class PromptReader:
     """Keeps the draft's view of every context up to date.
 
     Args:
-        forward: runs the draft over pieces, at most `max_tokens` tokens together (a single piece may be one request's).
+        features: the draft's own eyes; None for a draft that reads text only.
         stand_in_id: an ordinary token in place of a visual one that the draft cannot see.
+        max_tokens: of one forward.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class PromptReader:
         features: VisionFeatures | None,
         stand_in_id: int,
         max_tokens: int,
-        forward: Callable[[list[Piece]], None],
     ) -> None:
         self._policy = POLICIES[config.context]
         self._keep, self._keep_min = config.keep, config.keep_min
         self._slots, self._req_to_token = slots, req_to_token
         self._features, self._stand_in_id = features, stand_in_id
-        self._max_tokens, self._forward = max_tokens, forward
+        self._max_tokens = max_tokens
         self.tally = ContextTally()
 
-    def read(self, reqs: list[Req], in_use: Callable[[], torch.Tensor]) -> None:
+    def read(self, reqs: list[Req], in_use: Callable[[], torch.Tensor], forward: Callable[[list[Piece]], None]) -> None:
         """Read what is unread of the requests.
 
         Args:
             reqs: of the round that is about to be drafted.
             in_use: target slots int [n] of all their contexts; what the draft holds of them is not evicted.
+            forward: runs the draft over pieces of different requests.
         """
         waiting = [req for req in reqs if unread_of(req) is not None]
         if not waiting:
@@ -111,15 +111,17 @@ class PromptReader:
             readings, waiting = self._begin(waiting, in_use)
             pieces = [piece for reading in readings for piece in self._pieces(reading)]
             for group in _groups(pieces, self._max_tokens):
-                self._forward(group)
+                forward(group)
         self.tally.evicted = self._slots.num_evicted()
         self.tally.add_reading(time.perf_counter() - began)
 
     def keep_room(self, count: int, in_use: Callable[[], torch.Tensor]) -> None:
-        """Make room for a round's tokens. Does not wait for the device: it goes by a count that may be a round old."""
-        available = self._slots.available_lately()
-        if available < count:
-            self._slots.evict(count - available, in_use())
+        """Make room for a round's tokens. Waits for the device only where the pool may be full; then a part of it is
+        given up at once, so that the next rounds need not ask."""
+        if self._slots.at_least >= count or self._slots.available() >= count:
+            return
+        self._slots.evict(max(count, self._slots.size // 16), in_use())
+        self._slots.available()
 
     def _begin(self, reqs: list[Req], in_use: Callable[[], torch.Tensor]) -> tuple[list[Reading], list[Req]]:
         """Readings that may run together, and the requests that must wait for them: they share what is being read."""
@@ -204,16 +206,19 @@ class PromptReader:
         budget = budget_of(num_tokens, self._keep)
         if self._policy.keeps_all or budget == num_tokens or len(media.positions) < self._keep_min:
             return torch.ones(num_tokens, dtype=torch.bool)
-        unread = unread_of(req)
-        evidence = None
-        if self._policy.evidence is not None:
-            known = None if unread is None or unread.evidence is None else unread.evidence
-            evidence = None if known is None else known[positions.to(known.device)]
-            if evidence is None or bool(evidence.isnan().any()):
-                evidence = None
-                self.tally.fallbacks += 1
+        evidence = self._evidence_of(req, positions) if self._policy.evidence is not None else None
         video = Video(num_tokens, int(media.item.hash), evidence, self._req_to_token.device)
         return select(self._policy, video, budget).cpu()
+
+    def _evidence_of(self, req: Req, positions: torch.Tensor) -> torch.Tensor | None:
+        """What the target told about the tokens at `positions`, float32 [n]; None (and counted) unless all of it."""
+        unread = unread_of(req)
+        if unread is not None and unread.evidence is not None:
+            evidence = unread.evidence[positions.to(unread.evidence.device)]
+            if not evidence.isnan().any():
+                return evidence
+        self.tally.fallbacks += 1
+        return None
 
     def _features_of(self, media: Media) -> torch.Tensor | None:
         """The draft's features of the medium; None where it is blind to it. Embeddings that the client computed are of
@@ -239,31 +244,6 @@ class PromptReader:
     def _pieces(self, reading: Reading) -> list[Piece]:
         starts = range(0, len(reading.kept), self._max_tokens)
         return [Piece(reading, first, min(first + self._max_tokens, len(reading.kept))) for first in starts]
-
-
-def compact_media(piece: Piece) -> Any:
-    """SGLang's multimodal inputs for a piece, in the draft's own coordinates; None where it shows nothing.
-
-    The items carry the kept rows of the draft's features as embeddings that are ready (srt/managers/mm_schedule.py:
-    `_get_precomputed_embedding`). Each is said to begin where the piece begins, so that SGLang takes all of its rows;
-    it finds the tokens that they belong to by their ids.
-    """
-    inputs = piece.reading.req.multimodal_inputs
-    begin = piece.reading.num_held + piece.first
-    items = []
-    for item, at, features in piece.reading.features:
-        inside = torch.nonzero((at >= piece.first) & (at < piece.last)).flatten()
-        if len(inside):
-            shown = copy.copy(item)
-            shown.feature = None
-            shown.precomputed_embeddings = features[inside.to(features.device)]
-            shown.offsets = [(begin, begin + len(inside) - 1)]
-            items.append(shown)
-    if not items:
-        return None
-    view = copy.copy(inputs)
-    view.mm_items = items
-    return view
 
 
 def _groups(pieces: list[Piece], max_tokens: int) -> list[list[Piece]]:

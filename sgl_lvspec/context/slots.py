@@ -2,7 +2,7 @@
 
 Kept by target slot, so what the draft holds of a prompt is reused with the radix cache's slots at no cost. The map is
 a cache: an entry that is lost or was never made costs accepted tokens, never output. Everything here stays on the
-device and waits for nothing, except `available` and `state_of`, which a prompt's reading asks once.
+device and waits for nothing, except where a function says so: those are for a prompt's reading and an idle server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class DraftSlots:
     Attributes:
         draft_slot: int32 [S], per target slot: the draft slot that holds its token, `HOLE` or `LEFT_OUT`.
         size: N.
-        must_wait: `available_lately` waits for the device, because several ranks must come to the same answer.
+        at_least: free slots that there are for sure, known without asking the device: counted last, less what was
+            asked for since. Equal on all ranks.
     """
 
     def __init__(self, num_target_slots: int, size: int, device: torch.device | str) -> None:
@@ -34,10 +35,7 @@ class DraftSlots:
         self._head = torch.zeros((), dtype=torch.int64, device=device)
         self._tail = torch.zeros((), dtype=torch.int64, device=device)
         self._evicted = torch.zeros((), dtype=torch.int64, device=device)
-        self.must_wait = False
         self._clock = 0
-        self._lately: tuple[torch.Tensor, torch.cuda.Event] | None = None
-        self._last_count = size
         self.clear()
 
     def clear(self) -> None:
@@ -47,26 +45,12 @@ class DraftSlots:
         self._ring[: self.size] = torch.arange(1, self.size + 1, device=self._ring.device)
         self._head.zero_()
         self._tail.fill_(self.size)
+        self.at_least = self.size
 
     def available(self) -> int:
         """Free draft slots. Waits for the device."""
-        return int((self._tail - self._head).item())
-
-    def available_lately(self) -> int:
-        """Free draft slots, perhaps as of an earlier call: on a GPU the count is copied behind what is queued."""
-        if self.must_wait or self.draft_slot.device.type == "cpu":
-            return self.available()
-        if self._lately is None:
-            self._lately = (torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event())
-            self._lately[0].fill_(self.size)
-            self._lately[1].record()
-        count, is_there = self._lately
-        if not is_there.query():
-            return self._last_count
-        self._last_count = int(count)
-        count.copy_(self._tail - self._head, non_blocking=True)
-        is_there.record()
-        return self._last_count
+        self.at_least = int((self._tail - self._head).item())
+        return self.at_least
 
     def state_of(self, target_slots: torch.Tensor) -> torch.Tensor:
         """Entries int32 [n] of target slots int [n], on the host. Waits for the device."""
@@ -81,6 +65,7 @@ class DraftSlots:
         Returns:
             int64 [n], 0 where no slot was free.
         """
+        self.at_least -= len(target_slots)
         target_slots = target_slots.long()
         held = self.draft_slot[target_slots].long()
         needs = (held <= 0) & (target_slots > 0)

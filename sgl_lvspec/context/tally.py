@@ -87,7 +87,8 @@ class ContextCounters:
 
     def publish(self, tally: ContextTally) -> None:
         """Tell what has been counted since the last call."""
-        self._held.set(tally.held)
+        if tally.held != self._told.held:
+            self._held.set(tally.held)
         for name, counter in self._counters.items():
             gain = getattr(tally, name) - getattr(self._told, name)
             if gain:

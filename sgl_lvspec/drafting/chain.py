@@ -7,7 +7,6 @@ place, so nothing is re-run after verification. The KV lies in a pool of the dra
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import time
@@ -15,19 +14,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
-from sglang.srt.runtime_context import get_parallel, get_schedule
-from sglang.srt.speculative.eagle_info import EagleDraftExtendInput, EagleDraftInput, EagleVerifyInput
+from sglang.srt.runtime_context import get_schedule
+from sglang.srt.speculative.eagle_info import EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
 
 from sgl_lvspec.context import sizing
+from sgl_lvspec.context.batch import prompt_batch
 from sgl_lvspec.context.features import VisionFeatures
 from sgl_lvspec.context.policies import POLICIES
 from sgl_lvspec.context.pool import DraftPool, num_slots
 from sgl_lvspec.context.prompt import note_prefill, stand_in_id
-from sgl_lvspec.context.reader import Piece, PromptReader, compact_media
+from sgl_lvspec.context.reader import PromptReader
 from sgl_lvspec.context.upkeep import Upkeep
 from sgl_lvspec.flags import config_of
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
+
+    from sgl_lvspec.context.reader import Piece
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +67,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
             VisionFeatures(self.draft_runner.model, self.device) if model_config.is_multimodal else None,
             stand_in_id(model_config, self.draft_worker.tokenizer),
             get_schedule().max_prefill_tokens,
-            self._read_prompts,
         )
-        self.pool.slots.must_wait = get_parallel().tp_group.world_size > 1
         self.upkeep = Upkeep(self.pool.slots, token_to_kv_pool_allocator, self.reader.tally)
         per_token = sizing.bytes_per_token(self.draft_runner)
         self.reader.tally.pool_bytes = self.pool.num_tokens * per_token
@@ -121,9 +121,8 @@ class ChainDraftWorker(StandaloneDraftWorker):
         if batch.forward_mode.is_idle():
             return EagleVerifyInput.create_idle_input(1, num_steps, num_steps + 1, self.device)
 
-        self._batch = batch
         in_use = partial(self.pool.in_use, batch.req_pool_indices, batch.seq_lens)
-        self.reader.read(batch.reqs, in_use)
+        self.reader.read(batch.reqs, in_use, partial(self._read_prompts, batch))
         self.reader.keep_room(batch.batch_size() * (num_steps + 1), in_use)
         forward_batch, _, _ = prepare_for_draft(
             draft_input, self.req_to_token_pool, batch, None, self.draft_runner, 1, num_steps + 1
@@ -182,53 +181,12 @@ class ChainDraftWorker(StandaloneDraftWorker):
         # Nobody on the host knows the lengths; their sum is the target's, which is enough for sizes.
         forward_batch.seq_lens, forward_batch.seq_lens_cpu = lens, None
 
-    def _read_prompts(self, pieces: list[Piece]) -> None:
-        """Run the draft over pieces of prompts, of different requests."""
-        device = self.device
-        readings = [piece.reading for piece in pieces]
-        parts = [slice(piece.first, piece.last) for piece in pieces]
-        prefix_lens = [piece.reading.num_held + piece.first for piece in pieces]
-        extend_lens = [piece.last - piece.first for piece in pieces]
-        ends = torch.tensor([held + new for held, new in zip(prefix_lens, extend_lens, strict=True)])
-        rows = torch.tensor([reading.row for reading in readings], device=device)
-        lengths = torch.tensor([reading.length for reading in readings], device=device)
+    def _read_prompts(self, round_batch: ScheduleBatch, pieces: list[Piece]) -> None:
+        """Run the draft over pieces of prompts, of different requests of the round."""
+        rows = torch.tensor([piece.reading.row for piece in pieces], device=self.device)
+        lengths = torch.tensor([piece.reading.length for piece in pieces], device=self.device)
         self.pool.rebuild(rows, lengths)
-        kept = [reading.kept[part] for reading, part in zip(readings, parts, strict=True)]
-
-        batch = copy.copy(self._batch)
-        batch.reqs = [reading.req for reading in readings]
-        batch.forward_mode = ForwardMode.EXTEND
-        batch.input_ids = torch.cat([r.ids[part] for r, part in zip(readings, parts, strict=True)]).to(device)
-        batch.req_pool_indices, batch.req_pool_indices_cpu = rows, rows.cpu()
-        batch.seq_lens, batch.seq_lens_cpu, batch.seq_lens_sum = ends.to(device), ends, int(ends.sum())
-        batch.orig_seq_lens = batch.seq_lens
-        batch.prefix_lens, batch.extend_lens, batch.extend_num_tokens = prefix_lens, extend_lens, sum(extend_lens)
-        batch.extend_logprob_start_lens = extend_lens
-        table = self.pool.rows.req_to_token
-        batch.out_cache_loc = torch.cat(
-            [
-                table[r.row, held : held + n].long()
-                for r, held, n in zip(readings, prefix_lens, extend_lens, strict=True)
-            ]
-        )
-        batch.multimodal_inputs = [compact_media(piece) for piece in pieces]
-        batch.return_logprob, batch.top_logprobs_nums, batch.token_ids_logprobs = False, None, None
-        batch.sampling_info = copy.copy(batch.sampling_info)
-        batch.spec_info = EagleDraftExtendInput(
-            hidden_states=None, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
-        )
-        batch.spec_info.positions = torch.cat(kept).to(device)
-        forward_batch = ForwardBatch.init_new(
-            batch,
-            self.draft_runner,
-            capture_hidden_mode=CaptureHiddenMode.NULL,
-            return_hidden_states_before_norm=False,
-            spec_mrope_positions=torch.cat(
-                [r.rotary[:, part] for r, part in zip(readings, parts, strict=True)], dim=1
-            ).to(device),
-        )
-        forward_batch.return_logprob = False
-        self.draft_runner.forward(forward_batch)
+        self.draft_runner.forward(prompt_batch(pieces, round_batch, self.draft_runner))
 
     def _draft_extend_for_prefill(
         self,

@@ -1,4 +1,4 @@
-"""Long clips: the scene is where they say, a server keeps frames and size, and the sharpened pair still sees it."""
+"""Long clips: the scene is where they say, and a server keeps frames and size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -17,7 +16,6 @@ from demo import write_clips
 from demo.clip import decode
 from demo.heldout import draw, held_out
 from demo.long_clip import SERVER_FLAGS, TILES, TOKENS_PER_TILE, long_clips, stretch
-from demo.long_pair import SHARPNESS, sharpen
 from demo.scene import FPS, MAIN_FRAMES, SIDE
 
 PAIR = Path(__file__).parents[2] / "demo/pair"
@@ -102,17 +100,3 @@ def test_clips_are_written_with_the_flags_to_serve_them(tmp_path: Path, monkeypa
     wanted = next(long_clips(1, 64, write_clips.CALIBRATION_SEED, first=1))
     assert (tmp_path / "0001.mp4").read_bytes() == wanted.mp4
     assert SERVER_FLAGS[1] in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("role", ["target", "draft"])
-def test_sharpening_scales_the_queries_of_the_text_model_and_nothing_else(tmp_path: Path, role: str) -> None:
-    sharpen(PAIR / role, tmp_path)
-    before, after = (load_file(folder / "model.safetensors") for folder in (PAIR / role, tmp_path))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    layers = json.loads((PAIR / role / "config.json").read_text())["text_config"]["num_hidden_layers"]
-    assert len(changed) == 2 * layers
-    assert all(".self_attn.q_proj." in name for name in changed)
-    for name in changed:
-        assert torch.allclose(after[name].float(), SHARPNESS * before[name].float(), rtol=2**-8)
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (PAIR / role).iterdir()} - {"lvspec.json"}

@@ -17,9 +17,10 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
 from sgl_lvspec.config import LVSpecConfig
+from sgl_lvspec.context.batch import compact_media
 from sgl_lvspec.context.pool import DraftPool
 from sgl_lvspec.context.prompt import note_prefill
-from sgl_lvspec.context.reader import Piece, PromptReader, compact_media
+from sgl_lvspec.context.reader import Piece, PromptReader
 
 REQUESTS, CONTEXT, TARGETS, WIDTH = 5, 120, 400, 3
 STAND_IN = 198
@@ -77,7 +78,6 @@ class World:
             None if blind else self.features,  # type: ignore[arg-type]
             STAND_IN,
             max_tokens,
-            self.forward,
         )
         self.tally = self.reader.tally
         self.forwards: list[list[Piece]] = []
@@ -120,7 +120,7 @@ class World:
         """How many forwards it took."""
         before = len(self.forwards)
         every = [*reqs, *running]
-        self.reader.read(list(reqs), lambda: self.in_use(*every))
+        self.reader.read(list(reqs), lambda: self.in_use(*every), self.forward)
         self.pool.slots.check()
         return len(self.forwards) - before
 

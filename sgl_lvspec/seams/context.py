@@ -255,9 +255,9 @@ SIZES = (
     Seam(f"{_SIZES}._compute_cell_size", Signature("(self, kvc, num_layers)"), _SIZING, "the target's own bytes"),
     Seam(
         "sglang.srt.model_executor.model_runner.ModelRunner",
-        Has("model kv_cache_dtype token_to_kv_pool req_to_token_pool"),
+        Has("model kv_cache_dtype token_to_kv_pool req_to_token_pool device"),
         _SIZING,
-        "the draft's layers and the type of their keys; the target's pool",
+        "the draft's layers and the type of their keys; the target's pool; where a batch of the draft lies",
     ),
     Seam(
         "sglang.srt.layers.radix_attention.RadixAttention",

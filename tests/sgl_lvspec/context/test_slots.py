@@ -98,7 +98,9 @@ class Slots(RuleBasedStateMachine):
         expected = [self.held.get(target, LEFT_OUT if target in self.left_out else HOLE) for target in range(TARGETS)]
         assert self.slots.draft_slot.tolist() == expected
         assert self.slots.state_of(torch.arange(TARGETS, dtype=torch.int32)).tolist() == expected
-        assert self.slots.available() == self.slots.available_lately() == SIZE - len(self.held)
+        free = SIZE - len(self.held)
+        assert self.slots.at_least <= free
+        assert self.slots.available() == self.slots.at_least == free
         self.slots.check()
 
 

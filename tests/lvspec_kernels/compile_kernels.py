@@ -65,11 +65,15 @@ def main() -> None:
     compile_kernel("visual_mass", "_visual_mass_join_kernel", {"mass_ptr": "*fp32", **PARTS}, {
         "D": 11, "NODES": 16, "SPLITS": 32
     })  # fmt: skip
+    pointers = {"lse_ptr": "*fp32", "heads_ptr": "*i64", "mass_ptr": "*fp32", **PARTS}
+    constants = {"D": 11, "NODES": 16, "SPLITS": 32}
+    compile_kernel("mass_from_lse", "_mass_from_lse_join_kernel", pointers, constants)
     for ours, theirs, lengths in (("*bf16", "*bf16", "*i64"), ("*fp32", "*fp32", "*i32"), ("*bf16", "*fp32", "*i32")):
         in_float32 = {"IN_FLOAT32": ours != theirs}
         paged = {**CONTEXT, **PARTS, "kv_lens_ptr": lengths}
         mass = {"query_ptr": ours, "keys_ptr": theirs, "heads_ptr": "*i64", **paged}
         compile_kernel("visual_mass", "_visual_mass_part_kernel", mass, MASS | in_float32)
+        compile_kernel("mass_from_lse", "_mass_from_lse_part_kernel", mass, MASS | in_float32)
         states = {"states_ptr": ours, "visual_state_ptr": theirs, **paged}
         compile_kernel("visual_similarity", "_visual_similarity_part_kernel", states, SIMILARITY | in_float32)
         joined = {"states_ptr": ours, "similarity_ptr": "*fp32", **PARTS}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from lvspec_kernels.accept_chain import accept_chain
 from lvspec_kernels.context_scores import context_scores
 from lvspec_kernels.draft_rows import draft_rows
+from lvspec_kernels.mass_from_lse import mass_from_lse
 from lvspec_kernels.relax import Relaxed, RuleRows, StateRows, relax
 from lvspec_kernels.row_choice import RowChoice, row_choice
 from lvspec_kernels.select_context import select_context
@@ -22,6 +23,7 @@ __all__ = [
     "accept_chain",
     "context_scores",
     "draft_rows",
+    "mass_from_lse",
     "relax",
     "row_choice",
     "select_context",

@@ -30,7 +30,8 @@ def environment(folder: Path, loss: float) -> dict[str, str]:
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
     (folder / "context.jsonl").touch()
-    return {"PYTHONPATH": str(folder), SINK: str(folder / "context.jsonl"), LOSS: str(loss)}
+    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": paths, SINK: str(folder / "context.jsonl"), LOSS: str(loss)}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

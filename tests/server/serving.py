@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +17,7 @@ from pathlib import Path
 import psutil
 import requests
 
+LIBC = ctypes.CDLL(None)
 ROOT = Path(__file__).resolve().parents[2]
 STOP_LIMIT_S = 1.0  # then it is killed
 BOOT_LIMIT_S = 240.0  # a loaded 2-core machine needs about 60 s
@@ -79,23 +83,38 @@ def lvspec_args(pair: Pair) -> tuple[str, ...]:
 
 def start(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Server:
     """Start `sglang.launch_server` on a free loopback port and wait for it."""
+    return wait_for(launch(target, *args, log=log, env=env))
+
+
+def launch(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Server:
+    """A server that is only starting; `wait_for` it. It ends with the thread that calls this."""
     port = _free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(target), "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [*command, *COMMON_ARGS, *args], cwd=log.parent, env=environment, stdout=sink, stderr=subprocess.STDOUT
-        )
-    server = Server(f"http://127.0.0.1:{port}", process, log, str(target))
+            [*command, *COMMON_ARGS, *args], cwd=log.parent, env=environment, stdout=sink, stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock that a thread may hold)
+        )  # fmt: skip
+    return Server(f"http://127.0.0.1:{port}", process, log, str(target))
+
+
+def wait_for(server: Server) -> Server:
+    """The server, once it answers."""
     deadline = time.monotonic() + BOOT_LIMIT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode} while starting:\n{_tail(log)}")
+        if (status := server.process.poll()) is not None:
+            raise RuntimeError(f"the server ended with {status} while starting:\n{_tail(server.log)}")
         if _is_ready(server.url):
             return server
         time.sleep(0.5)
     server.stop()
-    raise RuntimeError(f"the server was not ready after {BOOT_LIMIT_S:.0f} s:\n{_tail(log)}")
+    raise RuntimeError(f"the server was not ready after {BOOT_LIMIT_S:.0f} s:\n{_tail(server.log)}")
+
+
+def _end_with_parent() -> None:
+    """pytest-xdist kills a process that needs ten seconds to end, and no server should outlive it."""
+    LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the server's own children ask for the same
 
 
 def _is_ready(url: str) -> bool:
@@ -110,6 +129,9 @@ def _tail(log: Path, lines: int = 40) -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that connections get by themselves, of which one may be taken while the server starts."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)  # a test may seed the global generator
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -26,7 +26,8 @@ def environment(folder: Path) -> dict[str, str]:
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
-    return {"PYTHONPATH": str(folder), SINK: str(folder / "observed.jsonl")}
+    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": paths, SINK: str(folder / "observed.jsonl")}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,13 @@ from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Ru
 VIDEO_TIMES = ("fixed", "upstream")
 SCORERS = ("attention", "similarity", "combined")
 DEFAULT_SCORER = "combined"
+MASSES = ("auto", "keys")
+DEFAULT_MASS = "auto"
 CONTEXTS = ("full", "uniform", "random", "specvlm", "uvprune")  # `context.policies`, which imports SGLang
 DEFAULT_CONTEXT = "full"
 DEFAULT_KEEP = 0.1  # SpecVLM drops nine tokens of ten (arXiv 2508.16201)
 DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
+DEFAULT_DRAFT_STOP = 0.3  # on a CPU; measured: bench/README.md, `make bench-speed`
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
@@ -34,12 +37,16 @@ class LVSpecConfig:
         relaxation, floor, window, shift, max_share, max_run, protect_digits: in place of the preset's value, see
             `presets.Rule`. `max_run` also takes "none", `protect_digits` also "on" and "off".
         scorer: how visual relevance is found.
+        mass: what the attention scorer's visual shares are made of. `auto` takes FlashInfer's log-sum-exp where the
+            target's attention runs on it and reads the keys of words alone, `keys` reads all keys on any backend.
         calibration: file that `lvspec calibrate` wrote for this pair of models; "none" also leaves out the one that
             lies in the target's folder.
         context: which tokens of a video the draft reads, a policy of `context.policies`.
         keep: share of a video's tokens that the draft keeps, above 0; `full` keeps all whatever it says.
         keep_min: videos (and images) with fewer tokens are kept whole.
         draft_tokens: size of the draft's KV pool; unset, a share of the target's (`context.pool`).
+        draft_stop: a chain ends once the chance that it is accepted so far is below this; 0: never. CPU only, because
+            the host looks at every step; unset, DEFAULT_DRAFT_STOP there and 0 elsewhere.
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
@@ -53,21 +60,26 @@ class LVSpecConfig:
     max_run: int | str | None = None
     protect_digits: bool | str | None = None
     scorer: str = DEFAULT_SCORER
+    mass: str = DEFAULT_MASS
     calibration: str | None = None
     context: str = DEFAULT_CONTEXT
     keep: float = DEFAULT_KEEP
     keep_min: int = DEFAULT_KEEP_MIN
     draft_tokens: int | None = None
+    draft_stop: float | None = None
     probe: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("preset", self.preset, tuple(PRESETS))
         _require_choice("scorer", self.scorer, SCORERS)
+        _require_choice("mass", self.mass, MASSES)
         _require_choice("context", self.context, CONTEXTS)
         _require_number("keep", self.keep, float, 0.0, 1.0)
         _require_number("keep_min", self.keep_min, int, 0, 2**31)
         if self.draft_tokens is not None:
             _require_number("draft_tokens", self.draft_tokens, int, 1, 2**31)
+        if self.draft_stop is not None and self.draft_stop != 0:
+            _require_number("draft_stop", self.draft_stop, float, 0.0, 1.0)
         if self.video_time is not None:
             _require_choice("video_time", self.video_time, VIDEO_TIMES)
         if self.calibration is not None and not (isinstance(self.calibration, str) and self.calibration):
@@ -116,6 +128,21 @@ class LVSpecConfig:
         True for every preset but `strict`, also with a relaxation of 0: that server is strict until a request asks.
         """
         return not PRESETS[self.preset].is_strict
+
+    def draft_stop_on(self, device: str) -> float:
+        """`draft_stop` as it stands on a device.
+
+        Raises:
+            ValueError: chains cannot be stopped there.
+        """
+        if device == "cpu":
+            return DEFAULT_DRAFT_STOP if self.draft_stop is None else self.draft_stop
+        if self.draft_stop:
+            raise ValueError(
+                f"{flag_of('draft_stop')} needs --device cpu, where the host sees every step of the draft at no cost; "
+                f"found {device}. Drop the flag, and choose the length of chains with --speculative-num-steps."
+            )
+        return 0.0
 
     def wants_fixed_video_time(self, is_lvspec: bool) -> bool:
         """Whether the frame rate is handed to the processor on a server that runs LVSPEC (`is_lvspec`) or not."""

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from sgl_lvspec.config import (
     CONTEXTS,
     DEFAULT_CONTEXT,
+    DEFAULT_DRAFT_STOP,
     DEFAULT_KEEP,
     DEFAULT_KEEP_MIN,
+    DEFAULT_MASS,
     DEFAULT_SCORER,
+    MASSES,
     SCORERS,
     VIDEO_TIMES,
     LVSpecConfig,
@@ -51,6 +54,13 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         "--lvspec-scorer",
         choices=SCORERS,
         help=f"How it is found out how much a token depends on the video; default {DEFAULT_SCORER}.",
+    )
+    group.add_argument(
+        "--lvspec-mass",
+        choices=MASSES,
+        help="How the attention scorer finds the share of a head's attention. auto: from FlashInfer's log-sum-exp "
+        "where the target runs on FlashInfer, which spares reading the video again. keys: from all keys, on any "
+        f"backend. Default {DEFAULT_MASS}.",
     )
     group.add_argument(
         "--lvspec-calibration",
@@ -137,6 +147,14 @@ def _add_context_arguments(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="Tokens that the draft's KV pool holds; default: the target's number, less what is left out of videos.",
+    )
+    group.add_argument(
+        "--lvspec-draft-stop",
+        type=float,
+        metavar="CHANCE",
+        help="End a chain once the chance that it is accepted so far, as the draft sees it, is below this; 0: never. "
+        f"Needs --device cpu; default {DEFAULT_DRAFT_STOP} there, 0 elsewhere. Never changes what a strict request is "
+        "answered.",
     )
 
 

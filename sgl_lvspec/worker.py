@@ -14,19 +14,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec import late_hooks
 from sgl_lvspec.calibrate.probe import Probe
 from sgl_lvspec.context.evidence import make_evidence
 from sgl_lvspec.context.policies import POLICIES
+from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
 from sgl_lvspec.relevance.slots import SlotTables
 from sgl_lvspec.sight import round_report
-from sgl_lvspec.verification.commit import LOOSE_RULE
+from sgl_lvspec.verification.commit import LOOSE_RULE, one_token_rows
 from sgl_lvspec.verification.loose import LooseRule
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     """
 
     _draft_worker: ChainDraftWorker
+    speculative_num_draft_tokens: int
     slots: SlotTables
     calibration: Calibration | None = None
     relevance: Relevance | None = None
@@ -86,11 +89,14 @@ class LVSpecWorker(StandaloneWorkerV2):
         """Called by the scheduler once the target's pools exist, before any CUDA graph is captured."""
         super().alloc_memory_pool(*args, **kwargs)
         runner, config = self.target_worker.model_runner, config_of(self.server_args)
+        # A calibration is measured on whole chains.
+        self._draft_stop = 0.0 if config.probe else config.draft_stop_on(self.device)
         self.calibration = read_calibration(Path(config.calibration)) if config.calibration else None
-        self.relevance = make_relevance(config.scorer, self.calibration) if config.allows_loose else None
+        self.relevance = make_relevance(config.scorer, self.calibration, config.mass) if config.allows_loose else None
         needs_states = config.probe or (self.relevance is not None and self.relevance.needs_states)
         state_width = runner.model_config.hidden_size if needs_states else None
         self.slots = SlotTables.beside(self.token_to_kv_pool_allocator, state_width)
+        self._draft_worker.early_stop = self._early_stop
         max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
         self.evidence = make_evidence(POLICIES[config.context].evidence)
         if self.evidence is not None:
@@ -98,10 +104,16 @@ class LVSpecWorker(StandaloneWorkerV2):
         if config.probe:
             self.probe = Probe.beside(runner, self.slots, max_nodes)
         if self.relevance is not None:
-            self.relevance.attach(runner, self.slots, max_nodes)
             self.loose_rule = LooseRule.beside(self.target_worker, self.relevance, config, self.calibration)
             # A retracted request is prefilled again and goes on as it was.
             late_hooks.apply("sglang.srt.managers.schedule_batch.release_req", self.loose_rule.rows.leave, "before")
+
+    def init_attention_backends(self) -> None:
+        """Called by the scheduler once the target's attention backend exists, before any CUDA graph is captured."""
+        super().init_attention_backends()
+        if self.relevance is not None:
+            max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
+            self.relevance.attach(self.target_worker.model_runner, self.slots, max_nodes)
 
     def clear_cache_pool(self) -> None:
         """Called by the scheduler when it flushes the KV pool."""
@@ -110,14 +122,28 @@ class LVSpecWorker(StandaloneWorkerV2):
         self._draft_worker.upkeep.after_flush()
 
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
+        verify_input, most_nodes = batch.spec_info, self.speculative_num_draft_tokens
         if not batch.forward_mode.is_idle():
             self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
-            setattr(batch.spec_info, LOOSE_RULE, self.loose_rule)
-        result = super().verify(batch, *args, **kwargs)
-        round_report.attach_strict(result.logits_output, result.accept_lens)
+            setattr(verify_input, LOOSE_RULE, self.loose_rule)
+        self.speculative_num_draft_tokens = verify_input.draft_token_num  # SGLang's result names its own width
+        try:
+            result = super().verify(batch, *args, **kwargs)
+        finally:
+            self.speculative_num_draft_tokens = most_nodes
+        round_report.attach_strict(result.logits_output, result.accept_lens, verify_input.draft_token_num - 1)
         if self.probe is not None and not batch.forward_mode.is_idle():
-            self.probe.report_round(batch.spec_info, result.logits_output, self.speculative_num_draft_tokens)
+            self.probe.report_round(verify_input, result.logits_output, verify_input.draft_token_num)
         return result
+
+    def _early_stop(self, batch: ScheduleBatch) -> EarlyStop:
+        """What ends the chains of a round: a loose request's go on where the draft is less sure."""
+        rows = None if self.loose_rule is None else self.loose_rule.rows
+        leniency = (
+            torch.zeros(batch.batch_size()) if rows is None else rows.rules.relaxation[batch.req_pool_indices.long()]
+        )
+        one_token = one_token_rows(batch)
+        return EarlyStop(self._draft_stop, leniency, None if one_token is None else ~one_token)
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():

@@ -32,7 +32,7 @@ def figures(trials: Sequence[Trial]) -> dict[str, Any]:
     both = _sums([first, *(t.second_counts for t in trials)])
     clips = len(trials)
     rounds = both["rounds_total"]
-    steps = both["drafted_tokens_total"] + rounds  # K + 1 forwards a round
+    steps = both["draft_steps_total"]
     pairs = list(zip([*plain, *plain_second], [*strict, *strict_second], strict=True))
     found: dict[str, Any] = {
         "clips": clips,

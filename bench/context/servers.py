@@ -62,6 +62,7 @@ def flags_of(configuration: Configuration) -> Sequence[str]:
     """LVSPEC's flags of a configuration."""
     return (
         "--lvspec-preset", PRESET,
+        *(("--lvspec-draft-stop", "0") if is_cpu_environment() else ()),  # T of whole chains
         "--lvspec-context", configuration.policy,
         "--lvspec-keep", f"{configuration.keep:g}",
         "--lvspec-keep-min", str(KEEP_MIN),

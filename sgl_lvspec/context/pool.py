@@ -93,16 +93,20 @@ class DraftPool:
 
         Args:
             rows, lens: int [B], the requests' rows and what `rebuild` said of them.
-            target_slots: int [B, K + 1], where the target will hold the same tokens.
+            target_slots: int [B, k] with k <= K + 1, where the target will hold the same tokens.
 
         Returns:
-            int64 [B, K + 1].
+            int64 [B, k].
         """
-        rows = rows.long()
+        rows, width = rows.long(), target_slots.shape[1]
         taken = self.slots.take(target_slots.flatten()).view_as(target_slots)
-        placed = torch.where(taken > 0, taken, self._spare[rows])
-        self.rows.req_to_token[rows[:, None], lens[:, None] + self._step] = placed.int()
+        placed = torch.where(taken > 0, taken, self._spare[rows, :width])
+        self.rows.req_to_token[rows[:, None], lens[:, None] + self._step[:width]] = placed.int()
         return placed
+
+    def target_slots(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Target slots int64 [B, n] of rows int [B] at context positions int [B, n]."""
+        return self._target_rows.req_to_token[rows.long()[:, None], positions.long()].long()
 
     def in_use(self, rows: torch.Tensor, seq_lens: torch.Tensor) -> torch.Tensor:
         """Target slots int64 [n] of the requests' contexts; rows, seq_lens int [B]. Waits for the device."""

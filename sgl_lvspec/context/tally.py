@@ -18,6 +18,7 @@ _HELP = {
     "unseen_media": "Images and videos that the draft could not see, because their pixels were gone.",
     "seeing_seconds": "Time that the draft's vision tower took, by the host's clock.",
     "reading_seconds": "Time that the draft spent on reading prompts, seeing included, by the host's clock.",
+    "steps": "Forwards of the draft for chains.",
     "drafting_seconds": "Time that the draft spent on chains, by the host's clock.",
 }
 
@@ -41,6 +42,7 @@ class ContextTally:
     unseen_media: int = 0
     seeing_seconds: float = 0.0
     reading_seconds: float = 0.0
+    steps: int = 0
     drafting_seconds: float = 0.0
     pool_bytes: int = 0
     held: int = 0
@@ -51,8 +53,9 @@ class ContextTally:
         self.reading_seconds += seconds
         self._publish()
 
-    def add_round(self, seconds: float) -> None:
-        """Chains have been drafted."""
+    def add_round(self, steps: int, seconds: float) -> None:
+        """Chains have been drafted, by so many forwards."""
+        self.steps += steps
         self.drafting_seconds += seconds
         self._publish()
 

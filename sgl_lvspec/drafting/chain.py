@@ -1,8 +1,10 @@
-"""The draft worker: a second video LLM that writes a greedy chain of K tokens, one forward a token.
+"""The draft worker: a second video LLM that writes a greedy chain of tokens, one forward a token.
 
-Not an EAGLE head: the draft's KV holds token i at the target's position, the prompt is not rotated (SGLang's STANDALONE
-rotates it, srt/speculative/eagle_worker_v2.py:981), and K + 1 steps a round leave the KV of every accepted token in
-place, so nothing is re-run after verification. The KV lies in a pool of the draft's own (`context`).
+Not an EAGLE head: the draft's KV holds token i at the target's position, and the prompt is not rotated (SGLang's
+STANDALONE rotates it, srt/speculative/eagle_worker_v2.py:981). The KV lies in a pool of the draft's own (`context`).
+
+    on a GPU    K tokens by K + 1 forwards, so that whatever is accepted has been read and the host asks nothing
+    on a CPU    as many as pay (`stop`), each by one forward; the host sees what was accepted (`lag`)
 """
 
 from __future__ import annotations
@@ -29,9 +31,13 @@ from sgl_lvspec.context.pool import DraftPool, num_slots
 from sgl_lvspec.context.prompt import note_prefill, stand_in_id
 from sgl_lvspec.context.reader import PromptReader
 from sgl_lvspec.context.upkeep import Upkeep
+from sgl_lvspec.drafting.lag import find_lag
+from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.managers.utils import GenerationBatchResult
     from sglang.srt.mem_cache.kv_loc_plan import KVLocPlan
@@ -42,10 +48,15 @@ logger = logging.getLogger(__name__)
 
 
 class ChainDraftWorker(StandaloneDraftWorker):
-    """Drafts with a full model of its own; replaces SGLang's `StandaloneDraftWorker` in a server that runs LVSPEC."""
+    """Drafts with a full model of its own; replaces SGLang's `StandaloneDraftWorker` in a server that runs LVSPEC.
+
+    Attributes:
+        early_stop: on a CPU, what ends the chains of a batch's round; `worker` knows the requests' rules.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.early_stop: Callable[[ScheduleBatch], EarlyStop] = _whole_chains
         sizing.install(config_of(self.server_args), self.draft_runner, self.speculative_num_steps + 1)
 
     def alloc_memory_pool(
@@ -128,58 +139,98 @@ class ChainDraftWorker(StandaloneDraftWorker):
             draft_input, self.req_to_token_pool, batch, None, self.draft_runner, 1, num_steps + 1
         )
         began = time.perf_counter()
-        self._place(forward_batch)
-        chain = self._run_chain(forward_batch, draft_input.bonus_tokens.to(torch.int64))
-        self.reader.tally.add_round(time.perf_counter() - began)
-        num_requests = chain.shape[0]
+        root = draft_input.bonus_tokens.to(torch.int64)
+        run = self._run_chain if self.device != "cpu" else partial(self._run_chain_on_host, batch)
+        chain = run(forward_batch, root)
+        num_requests, length = chain.shape
+        self.reader.tally.add_round(length + (self.device != "cpu"), time.perf_counter() - began)
         return build_eagle_verify_input(
             batch,
             draft_input,
             self._topk1_parents_prealloc[:num_requests],
-            self._topk1_score_indices_prealloc[:num_requests],
+            self._topk1_score_indices_prealloc[:num_requests, :length],
             chain,
             None,
             target_worker=self.target_worker,
             topk=1,
-            num_steps=num_steps,
-            num_draft_tokens=num_steps + 1,
+            num_steps=length,
+            num_draft_tokens=length + 1,
             tree_mask_mode=self.tree_mask_mode,
             device=self.device,
         )
 
     def _run_chain(self, forward_batch: ForwardBatch, tokens: torch.Tensor) -> torch.Tensor:
-        """K greedy steps and one that only writes the KV of the chain's last token. tokens [B] -> chain [B, K]."""
+        """K greedy steps and one that only writes the KV of the chain's last token: nothing is asked of the device.
+
+        tokens int64 [B], the last committed ones -> chain int64 [B, K].
+        """
+        num_steps = self.speculative_num_steps
+        _, slots = self._place(forward_batch, num_steps + 1)
         positions = forward_batch.positions
         # SGLang's step backends on a GPU read lengths off the positions (kernels/ops/speculative/cache_locs.py).
         forward_batch.positions = forward_batch.seq_lens
         self.draft_attn_backend.init_forward_metadata(forward_batch)
         forward_batch.positions = positions
         forward_batch.mark_forward_metadata_ready()
-        num_steps = self.speculative_num_steps
-        slots = forward_batch.out_cache_loc.view(forward_batch.batch_size, num_steps + 1)
         chain: list[torch.Tensor] = []
         for step in range(num_steps + 1):
-            forward_batch.input_ids = tokens
-            forward_batch.out_cache_loc = slots[:, step].contiguous()
-            backend = self.draft_attn_backend.attn_backends[step]
-            with forward_context(ForwardContext(attn_backend=backend), forward_batch=forward_batch):
-                logits_output = self.draft_runner.forward(forward_batch).logits_output
+            logits = self._step(forward_batch, tokens, slots[:, step], self.draft_attn_backend.attn_backends[step])
             if step < num_steps:
-                tokens = torch.argmax(logits_output.next_token_logits, dim=-1)
+                tokens = torch.argmax(logits, dim=-1)
                 chain.append(tokens)
-            forward_batch.positions.add_(1)
-            if forward_batch.mrope_positions is not None:
-                forward_batch.mrope_positions.add_(1)
+            _advance(forward_batch)
         return torch.stack(chain, dim=1)
 
-    def _place(self, forward_batch: ForwardBatch) -> None:
-        """From the target's slots and lengths to the draft's; positions stay the target's."""
+    def _run_chain_on_host(
+        self, batch: ScheduleBatch, forward_batch: ForwardBatch, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Greedy steps until the chain is long enough (`stop`); its last token is read once it is accepted (`lag`).
+
+        tokens int64 [B], the last committed ones -> chain int64 [B, k], 1 <= k <= K.
+        """
+        num_steps, backend = self.speculative_num_steps, self.draft_attn_backend.attn_backends[0]
+        rows = forward_batch.req_pool_indices
+        lag = find_lag(self.pool, batch.reqs, rows, forward_batch.seq_lens, num_steps + 1)
+        target_slots = forward_batch.out_cache_loc.view(len(rows), num_steps + 1)
+        lens, slots = self._place(forward_batch, num_steps)
+        stop = self.early_stop(batch)
+        forward_batch.mark_forward_metadata_ready()
+        chain: list[torch.Tensor] = []
+        for step in range(num_steps):
+            if step == 0 and lag is not None:
+                first = lag.beside(forward_batch)
+                backend.plan(first.req_pool_indices, [1] * first.batch_size, lag.lens_beside(lens).tolist())
+                logits = self._step(first, torch.cat([tokens, lag.ids]), torch.cat([slots[:, 0], lag.slots]), backend)
+                logits = logits[: len(rows)]
+            else:
+                backend.plan(rows, [1] * len(rows), (lens + step + 1).tolist())
+                logits = self._step(forward_batch, tokens, slots[:, step], backend)
+            tokens = torch.argmax(logits, dim=-1)
+            chain.append(tokens)
+            _advance(forward_batch)
+            if stop.is_reached(logits):
+                break
+        if len(chain) < num_steps:
+            self.pool.slots.release(target_slots[:, len(chain) : num_steps].flatten())
+        return torch.stack(chain, dim=1)
+
+    def _step(
+        self, forward_batch: ForwardBatch, tokens: torch.Tensor, slots: torch.Tensor, backend: Any
+    ) -> torch.Tensor:
+        """One forward of the draft: tokens int64 [B] are read and written to draft slots [B] -> logits [B, V]."""
+        forward_batch.input_ids, forward_batch.out_cache_loc = tokens, slots.contiguous()
+        with forward_context(ForwardContext(attn_backend=backend), forward_batch=forward_batch):
+            logits: torch.Tensor = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
+        return logits
+
+    def _place(self, forward_batch: ForwardBatch, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """From the target's lengths and slots to the draft's: int64 [B], and [B, width] of the round's tokens."""
         rows = forward_batch.req_pool_indices
         lens = self.pool.rebuild(rows, forward_batch.seq_lens)
         target_slots = forward_batch.out_cache_loc.view(len(rows), self.speculative_num_steps + 1)
-        forward_batch.out_cache_loc = self.pool.place_chain(rows, lens, target_slots).flatten()
         # Nobody on the host knows the lengths; their sum is the target's, which is enough for sizes.
         forward_batch.seq_lens, forward_batch.seq_lens_cpu = lens, None
+        return lens, self.pool.place_chain(rows, lens, target_slots[:, :width])
 
     def _read_prompts(self, round_batch: ScheduleBatch, pieces: list[Piece]) -> None:
         """Run the draft over pieces of prompts, of different requests of the round."""
@@ -215,6 +266,17 @@ class ChainDraftWorker(StandaloneDraftWorker):
         """Nothing to extend after verification: the chain's steps wrote the KV of every token it may accept."""
         del batch, kv_loc_plan
         _without_candidates(batch_result.next_draft_input)
+
+
+def _whole_chains(batch: ScheduleBatch) -> EarlyStop:
+    return EarlyStop(0.0, torch.zeros(batch.batch_size()))
+
+
+def _advance(forward_batch: ForwardBatch) -> None:
+    """To the next positions."""
+    forward_batch.positions.add_(1)
+    if forward_batch.mrope_positions is not None:
+        forward_batch.mrope_positions.add_(1)
 
 
 def _without_candidates(draft_input: EagleDraftInput) -> EagleDraftInput:

@@ -34,13 +34,13 @@ WORKER = (
         f"{_BASE}._rebuild_topk1_chain_buffers",
         Contains("self.speculative_num_draft_tokens == self.speculative_num_steps + 1"),
         _CHAIN,
-        "the chain's rows are built for K and K + 1",
+        "the chain's rows are built for K and K + 1; a shorter chain takes their beginning",
     ),
     Seam(
         f"{_DRAFT}.__init__",
         Contains("max(self.speculative_num_steps * self.topk, self.speculative_num_draft_tokens)"),
         _CHAIN,
-        "every round reserves K + 1 slots, and our K + 1 steps write all of them",
+        "every round reserves K + 1 slots, and no chain writes more",
     ),
     Seam(
         f"{_DRAFT}.alloc_memory_pool",

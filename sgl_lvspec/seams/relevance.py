@@ -66,8 +66,21 @@ WORKER = (
         "we mark the chain's slots before it",
     ),
     Seam(
+        f"{_WORKER}.verify",
+        Contains("self.speculative_num_draft_tokens"),
+        "worker.py",
+        "a round's own width is set around it: chains may end early",
+    ),
+    Seam(
+        "sglang.srt.managers.scheduler_components.batch_result_processor._get_speculative_output_stride",
+        Contains("stride = result.speculative_num_draft_tokens"),
+        "worker.py",
+        "the scheduler cuts a round's tokens by the width that its result tells",
+    ),
+    Seam(
         "sglang.srt.speculative.standalone_worker_v2.StandaloneWorkerV2",
-        Has("server_args target_worker token_to_kv_pool_allocator req_to_token_pool speculative_num_draft_tokens"),
+        Has("server_args device target_worker token_to_kv_pool_allocator req_to_token_pool "
+            "speculative_num_draft_tokens"),
         "worker.py",
         "where the settings, the target and its slots are found",
     ),

@@ -21,12 +21,11 @@ class Counters:
 
         Args:
             labels: name and value of every label of SGLang's scheduler metrics.
-            num_steps: K, the drafted tokens of a round.
+            num_steps: K, the most drafted tokens of a round.
         """
         # Here and not above: its files lie where PROMETHEUS_MULTIPROC_DIR points when it is imported.
         from prometheus_client import Counter, Histogram
 
-        self._num_steps = num_steps
         names = list(labels)
         self._rounds = Counter("lvspec:rounds_total", "Verified rounds, one per request.", names).labels(**labels)
         self._drafted = Counter("lvspec:drafted_tokens_total", "Drafted tokens.", names).labels(**labels)
@@ -67,7 +66,7 @@ class Counters:
                 self._given_up.inc(step.logprob_given_up)
             total.add(step)
         self._rounds.inc(total.rounds)
-        self._drafted.inc(total.rounds * self._num_steps)
+        self._drafted.inc(total.drafted)
         for label, counter in self._accepted.items():
             counter.inc(total.by_label[label])
         self._bonus.inc(total.by_label[BONUS])

@@ -42,13 +42,14 @@ class RoundReport:
     relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; anything for a bonus
     gap: torch.Tensor | None  # float32 [B, D], log p(target's likeliest) - log p(token); read where it is loosened
     accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
+    num_drafted: int  # tokens of each row's chain, D - 1
 
     def copy_to_host(self, copy_tensor: CopyTensor) -> HostRoundReport:
         """Queue the copies; SGLang waits for them together with its own."""
         label, relevance, gap = (
             None if part is None else copy_tensor(part) for part in (self.label, self.relevance, self.gap)
         )
-        return HostRoundReport(label, relevance, gap, copy_tensor(self.accept_lens))
+        return HostRoundReport(label, relevance, gap, copy_tensor(self.accept_lens), self.num_drafted)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class HostReport:
     """Books the tokens that requests keep. This one says what a prefill says: every token is a bonus."""
 
     counters: ClassVar[Counters | None] = None  # the server's, on a rank that reports metrics
+    num_drafted = 0
 
     def consume(self, batch: ScheduleBatch, commits: Sequence[CommittedTokens | None]) -> None:
         """Called by SGLang once the tokens stand in `output_ids` and before they are streamed.
@@ -96,7 +98,7 @@ class HostReport:
         step = Tally()
         step.add_tokens(labels, gaps)
         if accepted is not None:
-            step.add_round(accepted)
+            step.add_round(accepted, self.num_drafted)
         request_sight.tally_of(req).add(step)
         if request_sight.wants_labels(req):
             request_sight.add_labels(req, labels, relevance)
@@ -117,8 +119,10 @@ class HostRoundReport(HostReport):
         relevance: torch.Tensor | None,
         gap: torch.Tensor | None,
         accept_lens: torch.Tensor,
+        num_drafted: int,
     ) -> None:
         self.label, self.relevance, self.gap, self.accept_lens = label, relevance, gap, accept_lens
+        self.num_drafted = num_drafted
 
     @functools.cached_property
     def _rows(self) -> list[tuple[list[int], list[float] | None, list[float] | None, int]]:
@@ -139,9 +143,9 @@ def attach(logits_output: LogitsProcessorOutput, report: RoundReport | PrefillRe
     logits_output.auxiliary_device_output = append_auxiliary_output(logits_output.auxiliary_device_output, report)
 
 
-def attach_strict(logits_output: LogitsProcessorOutput, accept_lens: torch.Tensor) -> None:
+def attach_strict(logits_output: LogitsProcessorOutput, accept_lens: torch.Tensor, num_drafted: int) -> None:
     """Report a round that nobody has reported on: accepted drafts are matches, and the target's own token ends it."""
     current = logits_output.auxiliary_device_output
     parts = current.outputs if isinstance(current, CompositeDeviceAuxiliaryOutput) else (current,)
     if not any(isinstance(part, RoundReport) for part in parts):
-        attach(logits_output, RoundReport(None, None, None, accept_lens))
+        attach(logits_output, RoundReport(None, None, None, accept_lens, num_drafted))

@@ -19,6 +19,7 @@ class Tally:
     """Counts over the returned tokens of a request, or over those of one step of it."""
 
     rounds: int = 0
+    drafted: int = 0  # tokens of the rounds' chains
     accepted_drafts: int = 0  # by verification, also those that a stop or max_tokens cut from the last round
     by_label: list[int] = field(default_factory=lambda: [0] * len(NAMES))
     logprob_given_up: float = 0.0  # infinite once a loosened token was impossible to the target
@@ -54,14 +55,16 @@ class Tally:
         if gaps is not None:
             self.logprob_given_up += sum(gap for label, gap in zip(labels, gaps, strict=True) if label in LOOSENED)
 
-    def add_round(self, accepted_drafts: int) -> None:
+    def add_round(self, accepted_drafts: int, drafted: int) -> None:
         """Count one verified round, whatever of it is returned."""
         self.rounds += 1
+        self.drafted += drafted
         self.accepted_drafts += accepted_drafts
 
     def add(self, other: Tally) -> None:
         """Count what another tally has counted."""
         self.rounds += other.rounds
+        self.drafted += other.drafted
         self.accepted_drafts += other.accepted_drafts
         self.by_label = [ours + theirs for ours, theirs in zip(self.by_label, other.by_label, strict=True)]
         self.logprob_given_up += other.logprob_given_up
@@ -70,6 +73,7 @@ class Tally:
         """The counts as `meta_info["lvspec"]` shows them; every value is JSON safe."""
         return {
             "rounds": self.rounds,
+            "drafted": self.drafted,
             "T": self.accepted_per_round,
             "accepted": {NAMES[label]: self.by_label[label] for label in ACCEPTED},
             "bonus": self.by_label[BONUS],

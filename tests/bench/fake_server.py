@@ -48,6 +48,7 @@ class Fake:
         cached = VISUAL + 16 if self.has_video else 0
         self._count("rounds_total", rounds)
         self._count("drafted_tokens_total", rounds * K)
+        self._count("draft_steps_total", rounds * (K + 1))
         self._count("draft_drafting_seconds_total", rounds * (K + 1) * 0.002)
         self._count("draft_reading_seconds_total", 0.001 if self.has_video else 0.02)
         self._count("draft_seeing_seconds_total", 0.0)

@@ -253,7 +253,7 @@ def assert_metrics_fit(gain: dict[str, float], told: Iterable[dict[str, Any]]) -
     told = list(told)
     rounds = sum(counts["rounds"] for counts in told)
     assert gain["rounds_total"] == gain["accepted_per_round_count"] == rounds
-    assert gain["drafted_tokens_total"] == K * rounds
+    assert gain["drafted_tokens_total"] == sum(counts["drafted"] for counts in told) <= K * rounds
     for reason in ("match", "filler", "shift"):
         assert gain[f"accepted_tokens_total{{{reason}}}"] == sum(counts["accepted"][reason] for counts in told)
     assert gain["bonus_tokens_total"] == sum(counts["bonus"] for counts in told)

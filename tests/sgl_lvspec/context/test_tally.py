@@ -33,7 +33,7 @@ def test_seconds_add_up() -> None:
     tally = ContextTally()
     tally.add_reading(0.5)
     tally.add_reading(0.25)
-    tally.add_round(2.0)
+    tally.add_round(3, 2.0)
     tally.note_idle(7)
     assert (tally.reading_seconds, tally.drafting_seconds, tally.held) == (0.75, 2.0, 7)
 
@@ -45,7 +45,7 @@ def test_metrics_are_what_was_counted_however_often_they_are_told(counters: Cont
     tally.add_reading(0.5)
     assert sample("read_text_total") - before["read_text"] == 5
     tally.read_text, tally.left_out, tally.unread_prompts = 8, 30, 1
-    tally.add_round(0.25)
+    tally.add_round(2, 0.25)
     tally.note_idle(12)
     expected = dict.fromkeys(_HELP, 0.0) | {
         "read_text": 8,
@@ -53,6 +53,7 @@ def test_metrics_are_what_was_counted_however_often_they_are_told(counters: Cont
         "left_out": 30,
         "unread_prompts": 1,
         "reading_seconds": 0.5,
+        "steps": 2,
         "drafting_seconds": 0.25,
     }
     assert {name: sample(f"{name}_total") - value for name, value in before.items()} == expected

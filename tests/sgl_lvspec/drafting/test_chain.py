@@ -1,4 +1,4 @@
-"""The loop that drafts a chain: what each of its K + 1 forwards is given, and what becomes of it."""
+"""The loop of a GPU that drafts a chain: what each of its K + 1 forwards is given, and what becomes of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ class Worker(ChainDraftWorker):
             attn_backends=[f"backend of step {step}" for step in range(K + 1)],
             init_forward_metadata=lambda batch: self.planned.append((batch, batch.positions.tolist())),
         )
+
+    def _place(self, forward_batch: Any, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return forward_batch.seq_lens, forward_batch.out_cache_loc.view(-1, K + 1)[:, :width]
 
     def forward(self, batch: ForwardBatch) -> SimpleNamespace:
         assert batch.is_ready, "SGLang would plan the attention of the step itself"

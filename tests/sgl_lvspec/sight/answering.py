@@ -43,7 +43,8 @@ def report_of(*rows: str, gap: float = 0.5) -> RoundReport:
     # A bonus stands in the place of a rejected draft, whose numbers these are.
     relevance = torch.where(label == 3, 0.9, torch.arange(WIDTH) / 10.0)
     gaps = torch.where((label == 1) | (label == 2), gap, torch.where(label == 3, 7.0, 0.0))
-    return RoundReport(label, relevance, gaps, torch.tensor([len(row) for row in rows], dtype=torch.int32))
+    accept_lens = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    return RoundReport(label, relevance, gaps, accept_lens, WIDTH - 1)
 
 
 class Answering:
@@ -85,7 +86,7 @@ class Answering:
     def strict_round(self, *accept_lens: int) -> None:
         """A round of which only the lengths are known, as SGLang's own verification leaves it."""
         output = LogitsProcessorOutput(next_token_logits=None)
-        round_report.attach_strict(output, torch.tensor(accept_lens, dtype=torch.int32))
+        round_report.attach_strict(output, torch.tensor(accept_lens, dtype=torch.int32), WIDTH - 1)
         self._commit(output, [list(range(20, 20 + n)) for n in accept_lens])
 
     def answer(self, rid: str) -> SimpleNamespace:

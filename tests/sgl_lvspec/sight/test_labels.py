@@ -40,7 +40,7 @@ def test_labels_follow_the_tokens_round_by_round() -> None:
     assert meta["lvspec_labels"] == labels_of("bmfsbbmmb")
     assert meta["lvspec_relevance"] == [None, 0.0, 0.1, 0.2, None, None, 0.0, 0.1, None]
     assert meta["lvspec"] == {
-        "mode": "strict", "preset": "strict", "strict_reason": None, "rounds": 3, "T": 5 / 3,
+        "mode": "strict", "preset": "strict", "strict_reason": None, "rounds": 3, "drafted": 9, "T": 5 / 3,
         "accepted": {"match": 3, "filler": 1, "shift": 1}, "bonus": 4, "divergence": 2 / 9, "logprob_given_up": 1.0,
     }  # fmt: skip
 
@@ -258,14 +258,15 @@ class TestCopies:
             return tensor.clone()
 
         host = report.copy_to_host(copy)
-        assert {id(tensor) for tensor in copied} == {id(getattr(report, name)) for name in report.__dataclass_fields__}
+        parts = [getattr(report, name) for name in report.__dataclass_fields__]
+        assert {id(tensor) for tensor in copied} == {id(part) for part in parts if isinstance(part, torch.Tensor)}
         for tensor in copied:
             tensor.zero_()  # a later round reuses the memory
         assert host.label is not None and host.label.tolist() == [[0, 1, 3, -1]]
         assert host.accept_lens.tolist() == [3]
 
     def test_what_is_missing_is_not_copied(self) -> None:
-        report = RoundReport(None, None, None, torch.tensor([2]))
+        report = RoundReport(None, None, None, torch.tensor([2]), 4)
         assert report.copy_to_host(lambda tensor: tensor).gap is None
 
     def test_reports_of_others_on_the_same_forward_stay(self) -> None:
@@ -274,7 +275,7 @@ class TestCopies:
             copy_to_host=lambda _copy: SimpleNamespace(consume=lambda _batch, _commits: consumed.append("other"))
         )
         output = LogitsProcessorOutput(next_token_logits=None, auxiliary_device_output=other)
-        round_report.attach_strict(output, torch.tensor([2], dtype=torch.int32))
+        round_report.attach_strict(output, torch.tensor([2], dtype=torch.int32), 4)
         result = GenerationBatchResult(logits_output=output)
         result.copy_auxiliary_output_to_cpu()
         assert result.auxiliary_host_output is not None
@@ -288,5 +289,5 @@ class TestCopies:
         output = LogitsProcessorOutput(next_token_logits=None)
         report = report_of("fb")
         round_report.attach(output, report)
-        round_report.attach_strict(output, report.accept_lens)
+        round_report.attach_strict(output, report.accept_lens, 4)
         assert output.auxiliary_device_output is report

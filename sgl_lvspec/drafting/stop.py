@@ -1,0 +1,38 @@
+"""When a chain is long enough: each further token costs a forward of the draft, and counts only if all before it do.
+
+The chance that a drafted token is accepted is read off the draft itself: its probability p of the word that it says is
+about the chance that the target says the same (a match), and of the rest the rule lets a share λ through as wording:
+
+    reach_i = Π_(j <= i) (p_j + (1 - p_j) λ)          of one request
+    go on while the mean of reach_i over the batch is at least `stop`
+
+Stopping by the draft's own confidence: Draft & Verify (arXiv 2309.08169, section 3.3), which looks at the last p alone.
+The best `stop` follows from the cost model: with c draft forwards in one of the target and a round that costs R target
+forwards and commits N tokens, one forward more pays while reach > N / (c R): 0.2 to 0.4 for c from 5 to 10.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class EarlyStop:
+    """Follows the chains of one round. Reads one number on the host after each step, so it is for CPUs.
+
+    Args:
+        stop: bound on the mean reach, from 0 (chains run to K) to 1.
+        leniency: float32 [B], λ of each request; 0: strict.
+        may_accept: bool [B], False: the request commits no draft whatever it is. None: all may.
+    """
+
+    def __init__(self, stop: float, leniency: torch.Tensor, may_accept: torch.Tensor | None = None) -> None:
+        self._stop, self._leniency = stop, leniency
+        self._reach = torch.ones_like(leniency) if may_accept is None else may_accept.to(leniency.dtype)
+
+    def is_reached(self, logits: torch.Tensor) -> bool:
+        """Whether the chains end with the tokens just drafted: the likeliest of the draft's logits float [B, V]."""
+        if self._stop <= 0.0:
+            return False
+        confidence = (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).float().exp()
+        self._reach *= confidence + (1.0 - confidence) * self._leniency
+        return float(self._reach.mean()) < self._stop

@@ -61,12 +61,10 @@ VERIFY = (
             "new_seq_lens = batch.seq_lens + accept_lens",
             "accept_tokens = predict[accept_index]",
             "next_draft_input = EagleDraftInput(bonus_tokens=bonus_tokens)",
-            "GenerationBatchResult(logits_output=logits_output, next_token_ids=predict, "
-            "can_run_cuda_graph=can_run_cuda_graph, speculative_num_draft_tokens=num_draft_tokens, ...)",
         ),
         _COMMIT,
         "the verify input is the one that the worker hung our rule on, all that is committed follows from three "
-        "tensors, the result tells the round's width, and its logits are still on its output when verify returns (calibrate/probe.py)",
+        "tensors, and a round's logits are still on its output when verify returns (calibrate/probe.py)",
     ),
     Seam(
         f"{_UTILS}.eagle_prepare_for_verify",

@@ -79,11 +79,13 @@ def register() -> None:
 
 def _create_worker(_server_args: ServerArgs) -> type:
     """Worker factory; runs in the scheduler process once, before the models are loaded."""
+    from sgl_lvspec.attention import flashinfer_backend
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.sight import streamer
     from sgl_lvspec.verification import commit
     from sgl_lvspec.worker import LVSpecWorker
 
+    flashinfer_backend.register()
     # StandaloneWorkerV2 names its draft worker's class itself; a class REPLACE is SGLang's own way to change it.
     late_hooks.apply("sglang.srt.speculative.standalone_worker_v2.StandaloneDraftWorker", ChainDraftWorker, "replace")
     late_hooks.apply("sglang.srt.speculative.eagle_utils.eagle_sample", commit.after_eagle_sample, "after")

@@ -22,7 +22,7 @@ from sgl_lvspec import SGLANG_TESTED, __version__
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts, read_tokenizer, tokenizer_misfit
 from sgl_lvspec.relevance.calibration import examine_calibration, find_calibration
-from sgl_lvspec.seams import SEAMS, Seam, SourceTree, find_broken
+from sgl_lvspec.seams import FLASHINFER_SEAMS, SEAMS, Seam, SourceTree, find_broken
 
 ENTRY_GROUP, ENTRY_NAME = "sglang.srt.plugins", "lvspec"
 ALGORITHM = "LVSPEC"
@@ -68,6 +68,7 @@ def examine(paths: ModelPaths) -> list[Finding]:
             *examine_device(),
             *examine_plugin(),
             *examine_seams(),
+            *examine_flashinfer(),
             *examine_models(paths),
         ]
 
@@ -209,6 +210,18 @@ def examine_seams(
         yield Finding("seams", "broken", message, remedy)
     if len(broken) > MAX_BROKEN_SHOWN:
         yield Finding("seams", "broken", f"and {len(broken) - MAX_BROKEN_SHOWN} more", "the same")
+
+
+def examine_flashinfer(find_tree: Callable[[str], SourceTree] = SourceTree.installed) -> Iterator[Finding]:
+    """Compare what relevance relies on with FlashInfer's sources, where they are: only GPUs need them."""
+    try:
+        broken = find_broken(FLASHINFER_SEAMS, find_tree("flashinfer"))
+    except ModuleNotFoundError:
+        yield Finding("seams", "flashinfer", "not checkable without flashinfer")
+        return
+    remedy = "Serve with --lvspec-mass keys." if broken else None
+    held = f"{len(FLASHINFER_SEAMS) - len(broken)} of {len(FLASHINFER_SEAMS)} hold"
+    yield Finding("seams", "flashinfer", "; ".join([held, *broken]), remedy)
 
 
 def examine_models(paths: ModelPaths) -> Iterator[Finding]:

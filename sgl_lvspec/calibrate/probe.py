@@ -48,7 +48,7 @@ class Probe:
     @classmethod
     def beside(cls, model_runner: ModelRunner, slots: SlotTables, num_nodes: int) -> Probe:
         """Put both scorers on the target; `num_nodes` is B * D of the largest verify forward."""
-        probe = cls(AttentionRelevance(keeps_masses=True), SimilarityRelevance())
+        probe = cls(AttentionRelevance(keeps_masses=True, mass="keys"), SimilarityRelevance())  # the exact shares
         for scorer in (probe._attention, probe._similarity):
             scorer.attach(model_runner, slots, num_nodes)
         return probe

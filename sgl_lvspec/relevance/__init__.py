@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from sgl_lvspec.config import DEFAULT_MASS
+
 if TYPE_CHECKING:
     import torch
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -25,6 +27,8 @@ class Relevance(Protocol):
     def attach(self, model_runner: ModelRunner, slots: SlotTables, num_nodes: int) -> None:
         """Put hooks on the target's modules, before CUDA graphs are captured, so that they are captured too.
 
+        Called once the target's attention backend exists.
+
         `num_nodes` is B * D of the largest verify forward.
         """
 
@@ -39,8 +43,12 @@ class Relevance(Protocol):
         """Take the hooks off again."""
 
 
-def make_relevance(scorer: str, calibration: Calibration | None = None) -> Relevance:
-    """The scorer of a name in `config.SCORERS`; `combined` is attention's score, joined with probability elsewhere."""
+def make_relevance(scorer: str, calibration: Calibration | None = None, mass: str = DEFAULT_MASS) -> Relevance:
+    """The scorer of a name in `config.SCORERS`; `combined` is attention's score, joined with probability elsewhere.
+
+    Args:
+        mass: a name in `config.MASSES`.
+    """
     if scorer == "similarity":
         from sgl_lvspec.relevance.similarity import SimilarityRelevance
 
@@ -49,5 +57,5 @@ def make_relevance(scorer: str, calibration: Calibration | None = None) -> Relev
     from sgl_lvspec.relevance.attention import AttentionRelevance
 
     if calibration is None or not calibration.heads:
-        return AttentionRelevance()
-    return AttentionRelevance(calibration.heads, calibration.bias)
+        return AttentionRelevance(mass=mass)
+    return AttentionRelevance(calibration.heads, calibration.bias, mass=mass)

@@ -12,6 +12,7 @@ from sgl_lvspec.seams import (
     calibrate,
     context,
     drafting,
+    flashinfer,
     media,
     plugin,
     relevance,
@@ -22,9 +23,10 @@ from sgl_lvspec.seams import (
 )
 from sgl_lvspec.seams.check import check, find_broken, version_misfit
 from sgl_lvspec.seams.expectation import Seam
+from sgl_lvspec.seams.flashinfer import FLASHINFER_SEAMS
 from sgl_lvspec.seams.source import SourceTree
 
-__all__ = ["SEAMS", "Seam", "SourceTree", "check", "find_broken", "version_misfit"]
+__all__ = ["FLASHINFER_SEAMS", "SEAMS", "Seam", "SourceTree", "check", "find_broken", "version_misfit"]
 
 SEAMS: tuple[Seam, ...] = (
     plugin.SEAMS
@@ -36,6 +38,7 @@ SEAMS: tuple[Seam, ...] = (
     + verification.SEAMS
     + settings.SEAMS
     + attention.SEAMS
+    + flashinfer.SEAMS
     + sight.SEAMS
     + calibrate.SEAMS
 )

@@ -35,15 +35,15 @@ class SourceTree:
     _modules: dict[str, ast.Module | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def installed(cls) -> SourceTree:
-        """The tree that holds the SGLang of this environment.
+    def installed(cls, package: str = "sglang") -> SourceTree:
+        """The tree that holds the package of this environment.
 
         Raises:
-            ModuleNotFoundError: SGLang is not installed.
+            ModuleNotFoundError: it is not installed.
         """
-        spec = importlib.util.find_spec("sglang")
+        spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError("sglang is not installed in this environment")
+            raise ModuleNotFoundError(f"{package} is not installed in this environment")
         return cls(Path(next(iter(spec.submodule_search_locations))).parent)
 
     def module(self, name: str) -> ast.Module | None:

@@ -18,7 +18,7 @@ from sgl_lvspec import SGLANG_TESTED, __version__, cli, doctor
 from sgl_lvspec.doctor import Finding, ModelPaths
 from sgl_lvspec.relevance.calibration import Calibration, write_calibration
 from sgl_lvspec.relevance.identity import identify
-from sgl_lvspec.seams import SEAMS, SourceTree
+from sgl_lvspec.seams import FLASHINFER_SEAMS, SEAMS, SourceTree
 from tests.sgl_lvspec.checkpoints import write_draft, write_target, write_tokenizer
 
 HEALTHY = {
@@ -166,6 +166,17 @@ def test_broken_seams_are_listed_up_to_a_screen(tmp_path: Path) -> None:
     assert "Used in sgl_lvspec/" in findings[1].value
     assert f"Install sglang=={SGLANG_TESTED}" in str(findings[1].remedy)
     assert findings[-1].value == f"and {len(SEAMS) - doctor.MAX_BROKEN_SHOWN} more"
+
+
+def test_flashinfer_is_compared_where_it_is_and_missed_by_nobody_else(tmp_path: Path) -> None:
+    def missing(package: str) -> SourceTree:
+        raise ModuleNotFoundError(f"{package} is not installed")
+
+    [finding] = doctor.examine_flashinfer(missing)
+    assert finding == Finding("seams", "flashinfer", "not checkable without flashinfer")
+    [finding] = doctor.examine_flashinfer(lambda package: SourceTree(tmp_path))
+    assert finding.value.startswith(f"0 of {len(FLASHINFER_SEAMS)} hold; flashinfer.prefill.")
+    assert finding.remedy == "Serve with --lvspec-mass keys."
 
 
 def test_seams_without_sglang_say_so() -> None:

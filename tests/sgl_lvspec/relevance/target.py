@@ -1,4 +1,5 @@
-"""A target of a few attention layers over SGLang's own pools, run by `lvspec_cpu`, and its scores by definition."""
+"""A target of a few attention layers over SGLang's own pools, run by `lvspec_cpu` or another backend, and its scores by
+definition."""
 
 from __future__ import annotations
 
@@ -62,6 +63,7 @@ class Target:
         self.keys = [torch.zeros(NUM_SLOTS + 1, KV_HEADS, HEAD_WIDTH) for _ in range(LAYERS)]
         self.query: list[torch.Tensor] = [torch.empty(0)] * LAYERS
         self.states = torch.empty(0)
+        self.attn_backend: Any = CpuAttnBackend(self)  # type: ignore[arg-type]
 
     def context(self, row: int, length: int, first: int = 0) -> torch.Tensor:
         return self.req_to_token_pool.req_to_token[row, first:length].long()
@@ -75,12 +77,20 @@ class Target:
             req_pool_indices=torch.tensor(rows),
             seq_lens=torch.tensor(seq_lens),
             extend_seq_lens=torch.tensor(counts),
-            spec_info=SimpleNamespace(draft_token_num=counts[0]),
+            spec_info=SimpleNamespace(draft_token_num=counts[0]) if mode.is_target_verify() else None,
             out_cache_loc=slots,
             global_num_token_non_padded_cpu=None,
+            out_cache_loc_is_physical=False,
+            seq_lens_cpu=None,
+            seq_lens_sum=None,
+            encoder_lens=None,
+            kv_loc_plan=None,
+            extend_prefix_lens=torch.tensor(seq_lens) - torch.tensor(counts),
+            extend_prefix_lens_cpu=None,
+            cross_attention_custom_mask=None,
         )
-        backend = CpuAttnBackend(self)  # type: ignore[arg-type]
-        backend.init_forward_metadata(batch)  # type: ignore[arg-type]
+        backend = self.attn_backend
+        backend.init_forward_metadata(batch)
         heads, kv_heads = QUERY_HEADS // self.num_ranks, KV_HEADS // self.num_ranks
         with forward_context(ForwardContext(attn_backend=backend)):
             for module in reversed(self.model.layers):

@@ -4,21 +4,22 @@ Runs as an AFTER hook on SGLang's `eagle_sample` (srt/speculative/eagle_utils.py
 bias and grammar to the logits in place and found the strict result. Never waits for the device.
 
     strict rows   SGLang's result, with the draws it does not make
-    loose rows    `loose.LooseRule`
+    loose rows    `loose.LooseRule`, which for greedy rounds may be a CUDA graph
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import accept_chain
-from lvspec_kernels.relax import BONUS, MATCH, NOT_COMMITTED
 from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
-from sgl_lvspec.verification.rows import is_loose, rule_of
+from sgl_lvspec.verification.greedy_round import GreedyRound
+from sgl_lvspec.verification.result import Commit, cut_to_one_token, merge, strict_label
+from sgl_lvspec.verification.rows import is_loose
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
     from sgl_lvspec.verification.loose import LooseRule
 
 LOOSE_RULE = "lvspec_loose_rule"  # attribute of a verify input: the worker's rule, where it has one
-
-
-class Commit(NamedTuple):
-    """SGLang's answer of `eagle_sample`, in its order; B requests, D = K + 1 nodes each."""
-
-    predict: torch.Tensor  # int32 [B * D], token after each node: the drafted one up to the last accepted, then ours
-    accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
-    accept_index: torch.Tensor  # int32 [B, D], flat node indices of root..last accepted, padded with -1
 
 
 def after_eagle_sample(
@@ -57,14 +50,14 @@ def after_eagle_sample(
     loose_rule: LooseRule | None = getattr(verify_input, LOOSE_RULE, None)
     one_token = one_token_rows(batch)
     changed = one_token is not None
-    if loose_rule is not None and any(is_loose(req) or _wants_labels(req) for req in batch.reqs):
+    if loose_rule is not None and loose_rule.concerns(batch.reqs):
         commit, changed = _with_loose_rows(commit, loose_rule, one_token, verify_input, batch, logits_output), True
     elif (own_draw := _rows_to_draw(batch)) is not None:
         choice = _choice_on_every_rank(verify_input, batch, logits_output)
         ours = Commit(*accept_chain(verify_input.draft_token.view_as(choice), choice))
-        commit, changed = _merge(own_draw, ours, commit), True
+        commit, changed = merge(own_draw, ours, commit), True
     if one_token is not None:
-        commit = _cut_to_one_token(commit, one_token)
+        commit = cut_to_one_token(commit, one_token)
     return commit if changed else None
 
 
@@ -104,20 +97,23 @@ def _with_loose_rows(
     logits_output: LogitsProcessorOutput,
 ) -> Commit:
     """The commit of a batch with loose rows in it; reports why each token of it is committed."""
-    choice = _choice_on_every_rank(verify_input, batch, logits_output)
-    decided = loose_rule.decide(
-        verify_input.draft_token.view_as(choice),
-        choice,
-        logits_output.next_token_logits,
-        batch.sampling_info,
-        batch.req_pool_indices,
-    )
+    draft_token = verify_input.draft_token.view(len(batch.reqs), -1)
+    rows, logits = batch.req_pool_indices.long(), logits_output.next_token_logits
     loose = _to_device([is_loose(req) for req in batch.reqs], batch.device)
     own_draw = _rows_to_draw(batch)
-    commit = _merge(loose if own_draw is None else loose | own_draw, Commit(*decided.relaxed[:3]), commit)
+    if batch.sampling_info.is_all_greedy and own_draw is None and one_token is None:
+        accepted = loose_rule.accept(GreedyRound(draft_token, rows, loose, *commit), logits)
+        attach(logits_output, RoundReport(*accepted[3:], accepted.accept_lens, draft_token.shape[1] - 1))
+        return accepted.commit
+    if batch.sampling_info.is_all_greedy:
+        decided = loose_rule.decide_greedy(draft_token, logits, rows)
+    else:
+        choice = _choice_on_every_rank(verify_input, batch, logits_output)
+        decided = loose_rule.decide(draft_token, choice, logits, batch.sampling_info, rows)
+    commit = merge(loose if own_draw is None else loose | own_draw, Commit(*decided.relaxed[:3]), commit)
     accept_lens = commit.accept_lens if one_token is None else torch.where(one_token, 1, commit.accept_lens)
-    label = torch.where(loose[:, None], decided.relaxed.label, _strict_label(accept_lens, choice.shape[1]))
-    attach(logits_output, RoundReport(label, decided.relevance, decided.gap, accept_lens))
+    label = torch.where(loose[:, None], decided.relaxed.label, strict_label(accept_lens, draft_token.shape[1]))
+    attach(logits_output, RoundReport(label, decided.relevance, decided.gap, accept_lens, draft_token.shape[1] - 1))
     return commit
 
 
@@ -130,37 +126,6 @@ def _choice_on_every_rank(
     if tp_group.world_size > 1:
         tp_group.broadcast(choice, src=0)
     return choice
-
-
-def _merge(rows: torch.Tensor, ours: Commit, theirs: Commit) -> Commit:
-    """Our commit in the given rows [B], SGLang's in the others."""
-    return Commit(
-        torch.where(rows.repeat_interleave(ours.accept_index.shape[1]), ours.predict, theirs.predict),
-        torch.where(rows, ours.accept_lens, theirs.accept_lens),
-        torch.where(rows[:, None], ours.accept_index, theirs.accept_index),
-    )
-
-
-def _strict_label(accept_lens: torch.Tensor, width: int) -> torch.Tensor:
-    """Labels int8 [B, D] of rows whose accepted drafts are the target's choices: accept_lens [B]."""
-    node = torch.arange(width, device=accept_lens.device)
-    last = accept_lens[:, None] - 1
-    return torch.where(node < last, MATCH, torch.where(node == last, BONUS, NOT_COMMITTED)).to(torch.int8)
-
-
-def _wants_labels(req: Any) -> bool:
-    rule = rule_of(req)
-    return rule is not None and rule.wants_labels
-
-
-def _cut_to_one_token(commit: Commit, rows: torch.Tensor) -> Commit:
-    """Commit only the token after the root in the given rows [B]: drafted or not, it is the target's choice there."""
-    past_root = torch.arange(commit.accept_index.shape[1], device=rows.device) > 0
-    return Commit(
-        commit.predict,
-        torch.where(rows, 1, commit.accept_lens),
-        torch.where(rows[:, None] & past_root, -1, commit.accept_index),
-    )
 
 
 def _to_device(rows: list[bool], device: Any) -> torch.Tensor:

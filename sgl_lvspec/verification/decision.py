@@ -49,7 +49,7 @@ class Decision:
         relevance: torch.Tensor,
         logprob: torch.Tensor,
         gap: torch.Tensor,
-        may_loosen: torch.Tensor,
+        may_loosen: torch.Tensor | None,
         rows: torch.Tensor,
     ) -> Decided:
         """Apply every row's own rule; the rows' states change.
@@ -59,12 +59,14 @@ class Decision:
             choice: int64 [B, D], the target's at every node.
             relevance: float32 [B, D], of the state at each node, which predicts the token after it.
             logprob, gap: float32 [B, D], of the token drafted after each node, as `row_choice` gives them.
-            may_loosen: bool [B, D], whether the request's own sampling filters keep that token.
+            may_loosen: bool [B, D], whether the request's own sampling filters keep that token; None where they do.
             rows: int64 [B], the requests' rows.
         """
         drafted = drafted_after(draft_token)
-        is_allowed = may_loosen & self.is_ordinary(drafted, rows) & self.is_ordinary(choice, rows)
+        is_allowed = self.is_ordinary(drafted, rows) & self.is_ordinary(choice, rows)
         is_allowed &= logprob >= self.rows.least_logprob[rows][:, None]
+        if may_loosen is not None:
+            is_allowed &= may_loosen
 
         def of_draft(after_node: torch.Tensor) -> torch.Tensor:
             """Values at the node before a draft, moved to the draft's own node."""

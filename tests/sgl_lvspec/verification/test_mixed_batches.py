@@ -15,6 +15,7 @@ from lvspec_kernels import accept_chain
 from lvspec_kernels.relax import BONUS, FILLER, MATCH, NOT_COMMITTED, SHIFT
 from sgl_lvspec.sight.round_report import RoundReport
 from sgl_lvspec.verification import commit
+from sgl_lvspec.verification import loose as loose_module
 from sgl_lvspec.verification.commit import LOOSE_RULE, Commit, after_eagle_sample
 from sgl_lvspec.verification.loose import LooseRule
 from tests.sgl_lvspec.verification.loose_rounds import (
@@ -167,24 +168,69 @@ def test_on_a_gpu_sglang_draws_for_strict_rows_and_we_for_loose_ones(monkeypatch
     assert_rows_equal(ours, Commit(*accept_chain(round_.numbers.draft, drawn)), [0, 2])
 
 
-def test_ranks_commit_what_rank_0_drew(tp_group: SimpleNamespace) -> None:
-    """Its choice, then its numbers: what this rank found itself would end the first round at once."""
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_ranks_commit_what_rank_0_chose(tp_group: SimpleNamespace, temperature: float) -> None:
+    """What this rank found itself would end the first round at once. A greedy choice travels with the numbers."""
     none = {**ALL, "floor": 1.0, "shift": "off"}
-    round_ = Round(VideoRequest(0, asks=none, **GREEDY), VideoRequest(1, asks=none, **GREEDY))
+    round_ = Round(*[VideoRequest(row, asks=none, temperature=temperature) for row in range(2)])
     of_rank_0 = round_.numbers.draft.roll(-1, dims=1)
     sent: list[torch.Size] = []
 
     def broadcast(tensor: torch.Tensor, src: int) -> None:
         assert src == 0
         sent.append(tensor.shape)
-        if len(sent) == 1:
+        if temperature == 0.0:
+            tensor[3] = of_rank_0
+        elif len(sent) == 1:
             tensor.copy_(of_rank_0)
 
     tp_group.world_size, tp_group.broadcast = 2, broadcast
     ours = round_.commit()
     assert ours is not None
     assert ours.accept_lens.tolist() == [WIDTH, WIDTH]
-    assert sent == [(2, WIDTH), (4, 2, WIDTH)]
+    assert sent == ([(4, 2, WIDTH)] if temperature == 0.0 else [(2, WIDTH), (4, 2, WIDTH)])
+
+
+def test_the_greatest_token_id_survives_its_way_between_ranks(tp_group: SimpleNamespace) -> None:
+    """Ids travel as float32, which holds whole numbers below 2^24."""
+    tp_group.world_size, tp_group.broadcast = 2, lambda _tensor, src: None
+    ids = torch.tensor([[2**24 - 1, 2**24 - 2, 151_935]])
+    (found,) = loose_module._from_first_rank(ids)
+    assert found.dtype == ids.dtype and torch.equal(found, ids)
+
+
+def test_a_greedy_round_reads_its_logits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the largest thing in the round: an argmax beside `row_choice` would read them a second time."""
+    monkeypatch.setattr(commit, "draw_choice", None)
+    reads: list[torch.Tensor] = []
+    row_choice = loose_module.row_choice
+
+    def counted(logits: torch.Tensor, *args: Any) -> Any:
+        reads.append(logits)
+        return row_choice(logits, *args)
+
+    monkeypatch.setattr(loose_module, "row_choice", counted)
+    round_ = Round(loose(2), text_request(5, **GREEDY), loose(4, presence_penalty=0.5))
+    assert round_.commit() is not None
+    assert len(reads) == 1
+
+
+def test_of_tied_tokens_a_loose_row_takes_the_one_that_strict_verification_takes() -> None:
+    """The lowest id, at every node: logits of few values, so that most rows have ties."""
+    none = {**ALL, "floor": 1.0, "shift": "off"}
+    requests = [VideoRequest(row, asks=none, **GREEDY) for row in range(6)]
+    for seed in range(20):
+        round_ = Round(*requests, seed=seed)
+        coarse = round_.numbers.logits.clamp(-2, 2).round()
+        choice = coarse.argmax(dim=1).view(-1, WIDTH)
+        draft = torch.where(round_.numbers.draft == round_.numbers.choice.roll(1, 1), choice.roll(1, 1), choice + 1)
+        round_.numbers = Numbers(draft % V, choice, coarse)
+        round_.logits_output.next_token_logits = coarse
+        strict = Commit(*accept_chain(round_.numbers.draft, choice))
+        ours = round_.commit()
+        assert ours is not None
+        assert_rows_equal(ours, strict, list(range(6)))
+    assert (coarse == coarse.max(dim=1, keepdim=True).values).sum(dim=1).double().mean() > 1.5, "ties are common"
 
 
 def test_a_batch_without_loose_rows_is_sglangs() -> None:

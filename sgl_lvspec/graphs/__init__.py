@@ -1,0 +1,1 @@
+"""CUDA graphs of ours: what is recorded once and replayed every round, and the watch on waits for the device."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lvspec_kernels import draft_rows
+from lvspec_kernels.tuning import of_gpu
 from tests.lvspec_kernels.conftest import GARBAGE
 from tests.lvspec_kernels.paged_contexts import POISONED, Contexts, contexts
 
@@ -26,7 +27,7 @@ Implementation = Callable[..., None]
 Tables = tuple[torch.Tensor, torch.Tensor]
 
 LARGEST_SLOT = 2**31 - 1
-BLOCK = module.BLOCK
+BLOCK = of_gpu("draft_rows", "")["block"]
 IMPLEMENTATIONS = {
     "torch": module.draft_rows_torch,
     "triton": module.draft_rows_triton,

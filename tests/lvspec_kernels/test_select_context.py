@@ -21,8 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvspec_kernels import select_context
+from lvspec_kernels.tuning import of_gpu
 
 module = importlib.import_module("lvspec_kernels.select_context")
+
+BLOCK = of_gpu("select_context", "")["block"]
 
 Implementation = Callable[[torch.Tensor, int, float], torch.Tensor]
 
@@ -129,7 +132,7 @@ def test_random_scores_follow_the_rule(
     assert_rule(implementation, random_scores(length, few), budget, mass_share, device)
 
 
-@pytest.mark.parametrize("length", [module.BLOCK, 2 * module.BLOCK + 1])
+@pytest.mark.parametrize("length", [BLOCK, 2 * BLOCK + 1])
 @pytest.mark.usefixtures("garbage_in_new_memory")
 def test_long_prompts_follow_the_rule(in_large_blocks: Implementation, length: int, device: str) -> None:
     assert_rule(in_large_blocks, random_scores(length), length // 5, 0.4, device)
@@ -150,7 +153,7 @@ def in_one_block(request: pytest.FixtureRequest) -> Implementation:
 
 
 def in_block_of_65536(score: torch.Tensor, budget: int, mass_share: float) -> torch.Tensor:
-    block = 65_536 if not score.is_cuda else module.BLOCK  # more than a real program has registers for
+    block = 65_536 if not score.is_cuda else BLOCK  # more than a real program has registers for
     return module.select_context_triton(score, budget, mass_share, block=block)
 
 

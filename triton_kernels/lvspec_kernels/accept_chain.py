@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lvspec_kernels.tuning import blocks
+
 
 def accept_chain(draft_token: torch.Tensor, choice: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Accept the longest drafted prefix that the target chose itself, and one token of the target's own.
@@ -69,7 +71,14 @@ def accept_chain_triton(
     accept_index = torch.empty(num_requests, width, dtype=torch.int32, device=choice.device)
     if num_requests:
         _accept_chain_kernel[(num_requests,)](
-            draft_token, choice, predict, accept_lens, accept_index, width, BLOCK=triton.next_power_of_2(width)
+            draft_token,
+            choice,
+            predict,
+            accept_lens,
+            accept_index,
+            width,
+            BLOCK=triton.next_power_of_2(width),
+            **blocks("accept_chain", choice.device),
         )
     return predict, accept_lens, accept_index
 

@@ -10,9 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_PAIRS = 32  # of a row and a query head that a program multiplies at once; 64 spill registers in float32
-BLOCK_CONTEXT = 64  # with so many entries
-ENOUGH_PROGRAMS = 512  # fill a large GPU several times over; more splits only make the join longer
+from lvspec_kernels.tuning import blocks
 
 
 def context_scores(
@@ -35,8 +33,8 @@ def context_scores(
     Raises:
         ValueError: shapes that do not fit.
 
-    Moves E * itemsize bytes of keys for each entry and KV head: once for every 32 pairs of a row and a query head that
-    share it (through the cache), and once more.
+    Moves E * itemsize bytes of keys for each entry and KV head: once for every block of pairs of a row and a query head
+    that share it (through the cache), and once more.
 
     >>> keys = torch.tensor([[[0.0]], [[1.0]], [[0.0]]])  # slots 1 and 2 are the context
     >>> context_scores(torch.tensor([[[1.0]]]), keys, torch.tensor([1, 2]), torch.tensor([1]), scale=1.0)
@@ -84,20 +82,23 @@ def context_scores_triton(
     positions: torch.Tensor,
     scale: float,
     splits: int | None = None,
+    **sizes: int,
 ) -> torch.Tensor:
     """`context_scores` in two launches: what each row and head adds up to, then what each entry gets of it.
 
-    A KV head is read for all pairs of a row and a query head that share it. In the first launch a program has 32 of
-    them and a split of the context, in the second all of them and 64 entries: nothing is added up in a random order.
+    A KV head is read for all pairs of a row and a query head that share it. In the first launch a program has a block of
+    them and a split of the context, in the second all of them and a block of entries: nothing is added up in a random
+    order. `sizes` replace those of `tuning.TABLE`.
     """
     num_rows, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[1], len(slots)
     if not num_rows or not length:
         return torch.zeros(length, dtype=torch.float32, device=query.device)
     num_pairs = num_rows * (num_heads // num_kv_heads)
-    tiles, blocks = triton.cdiv(num_pairs, BLOCK_PAIRS), triton.cdiv(length, BLOCK_CONTEXT)
+    table = blocks("context_scores", query.device, torch.float32 in (query.dtype, keys.dtype), **sizes)
+    tiles, steps = triton.cdiv(num_pairs, table["block_pairs"]), triton.cdiv(length, table["block_context"])
     if splits is None:
-        splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_kv_heads * tiles), blocks)
+        splits = min(triton.cdiv(table["programs"], num_kv_heads * tiles), steps)
     tensors = (query, keys, slots.contiguous(), positions.contiguous())
     numbers = (scale, length, num_pairs, *query.stride(), *keys.stride())
     constants = {
@@ -106,8 +107,10 @@ def context_scores_triton(
         # The interpreter multiplies bfloat16 wrongly.
         "IN_FLOAT32": query.dtype != keys.dtype or not query.is_cuda,
         "BLOCK_E": max(16, triton.next_power_of_2(head_dim)),  # tl.dot takes no fewer
-        "BLOCK_PAIRS": BLOCK_PAIRS,
-        "BLOCK_CONTEXT": BLOCK_CONTEXT,
+        "BLOCK_PAIRS": table["block_pairs"],
+        "BLOCK_CONTEXT": table["block_context"],
+        "num_warps": table["num_warps"],
+        "num_stages": table["num_stages"],
     }
     parts = torch.empty(2, num_kv_heads, num_pairs, splits, dtype=torch.float32, device=query.device)
     _context_scores_total_kernel[(tiles, num_kv_heads, splits)](*tensors, *parts, *numbers, **constants)
@@ -117,7 +120,7 @@ def context_scores_triton(
     origin = largest.amax(dim=2, keepdim=True)
     total = (total * (largest - origin).exp()).sum(dim=2)
     sums = torch.empty(num_kv_heads, length, dtype=torch.float32, device=query.device)
-    _context_scores_sum_kernel[(blocks, num_kv_heads)](*tensors, origin, total, sums, *numbers, **constants)
+    _context_scores_sum_kernel[(steps, num_kv_heads)](*tensors, origin, total, sums, *numbers, **constants)
     return sums.sum(dim=0) / (num_rows * num_heads)
 
 
@@ -178,7 +181,8 @@ def _load_keys(
     return keys
 
 
-@triton.jit
+# Lengths are others for every prompt: one kernel must do for all of them.
+@triton.jit(do_not_specialize=["L", "num_pairs"])
 def _context_scores_total_kernel(
     query_ptr,  # [R, Hq, E]
     keys_ptr,  # [num_slots, Hk, E]
@@ -217,7 +221,8 @@ def _context_scores_total_kernel(
         keys = _load_keys(
             keys_ptr, slots_ptr, entry, L, keys_slot_stride, keys_head_stride, keys_dim_stride, E, IN_FLOAT32, BLOCK_E
         )
-        scores = tl.dot(query, keys, input_precision="ieee") * scale
+        # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+        scores = tl.dot(query, keys, input_precision="tf32x3") * scale
         is_seen = (entry[None] <= last[:, None]) & (entry < L)[None]
         scores = tl.where(is_seen, scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, axis=1))
@@ -230,7 +235,7 @@ def _context_scores_total_kernel(
     tl.store(total_ptr + place, total, mask=pair < num_pairs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "num_pairs"])
 def _context_scores_sum_kernel(
     query_ptr,  # [R, Hq, E]
     keys_ptr,  # [num_slots, Hk, E]
@@ -270,7 +275,7 @@ def _context_scores_sum_kernel(
         place = kv_head * num_pairs + pair
         origin = tl.load(origin_ptr + place, mask=pair < num_pairs, other=0.0)
         total = tl.load(total_ptr + place, mask=pair < num_pairs, other=1.0)
-        scores = tl.dot(query, keys, input_precision="ieee") * scale
+        scores = tl.dot(query, keys, input_precision="tf32x3") * scale
         weights = tl.exp(scores - origin[:, None]) / total[:, None]
         sums += tl.sum(tl.where(entry[None] <= last[:, None], weights, 0.0), axis=0)
     tl.store(sums_ptr + kv_head * L + entry, sums, mask=entry < L)

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 2048  # positions in a step of a program; a step waits for two loads, one behind the other
+from lvspec_kernels.tuning import blocks
+
 
 
 def draft_rows(
@@ -92,11 +93,12 @@ def draft_rows_triton(
     draft_slot: torch.Tensor,
     out: torch.Tensor,
     out_lens: torch.Tensor,
-    block: int = BLOCK,
+    **sizes: int,
 ) -> None:
     """`draft_rows` in one launch, a program a request: what it keeps of one block says where the next one goes on."""
     if not len(rows):
         return
+    table = blocks("draft_rows", rows.device, **sizes)
     _draft_rows_kernel[(len(rows),)](
         req_to_token,
         rows.contiguous(),
@@ -107,7 +109,8 @@ def draft_rows_triton(
         *req_to_token.stride(),
         *out.stride(),
         *out_lens.stride(),
-        BLOCK=block,
+        BLOCK=table["block"],  # positions in a step of a program, which waits for two loads, one behind the other
+        num_warps=table["num_warps"],
     )
 
 

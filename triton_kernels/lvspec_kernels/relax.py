@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lvspec_kernels.tuning import blocks
+
 MATCH, FILLER, SHIFT, BONUS, NOT_COMMITTED = 0, 1, 2, 3, -1
 SHIFT_DRAFT, SHIFT_TARGET = 1, 2  # bits of `RuleRows.shift`
 MIN_SEEN = 8.0  # mismatches, prior included, below which a quantile means nothing: nothing is a filler until then
@@ -221,6 +223,7 @@ def relax_triton(
             BINS=triton.next_power_of_2(num_bins),
             MIN_SEEN=MIN_SEEN,
             GRACE=GRACE,
+            **blocks("relax", draft_token.device),
             enable_fp_fusion=False,  # rounds like the definition, so that a care on the threshold is decided alike
         )
     return Relaxed(predict, accept_lens, accept_index, label)

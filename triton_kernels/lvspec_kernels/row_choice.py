@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 8192  # logits a program reads; a vocabulary of 152k makes 19 programs a row, enough of them even for one row
+from lvspec_kernels.tuning import blocks
+
 LARGEST = torch.finfo(torch.float32).max  # what a logit of +inf counts as: differences of two stay numbers
 
 
@@ -91,9 +92,12 @@ def row_choice_torch(logits: torch.Tensor, drafted: torch.Tensor, temperature: t
 
 
 def row_choice_triton(
-    logits: torch.Tensor, drafted: torch.Tensor, temperature: torch.Tensor | None = None, block: int = BLOCK
+    logits: torch.Tensor, drafted: torch.Tensor, temperature: torch.Tensor | None = None, **sizes: int
 ) -> RowChoice:
-    """`row_choice` in two launches: a program per row and `block` logits, then one per row that joins them."""
+    """`row_choice` in two launches: a program per row and `block` logits, then one per row that joins them.
+
+    `sizes` replace those of `tuning.TABLE`.
+    """
     num_rows, vocabulary = logits.shape
     drafted = drafted.contiguous()
     temperature = None if temperature is None else temperature.float().contiguous()
@@ -102,7 +106,8 @@ def row_choice_triton(
     row = RowChoice(*(torch.empty(num_rows, dtype=dtype, device=logits.device) for dtype in dtypes))
     if not num_rows:
         return row
-    block = min(block, triton.next_power_of_2(vocabulary))
+    table = blocks("row_choice", logits.device, **sizes)
+    block = min(table["block"], triton.next_power_of_2(vocabulary))
     num_parts = triton.cdiv(vocabulary, block)
     numbers = torch.empty(num_rows, num_parts, 6, dtype=real, device=logits.device)
     counts = torch.empty(num_rows, num_parts, 2, dtype=torch.int32, device=logits.device)
@@ -116,7 +121,7 @@ def row_choice_triton(
         *logits.stride(),
         LARGEST=LARGEST,
         BLOCK=block,
-        num_warps=8,
+        num_warps=table["num_warps"],
     )
     _row_choice_join_kernel[(num_rows,)](
         logits,

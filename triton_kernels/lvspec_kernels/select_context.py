@@ -10,9 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from lvspec_kernels.tuning import blocks
+
 UNITS = 2**20  # of mass in the largest score, and of a share; their product with 2 ** 23 tokens still fits int64
 TINY = 2.0**-100  # least divisor: far enough from the smallest float32 that no device's flushing of those shows
-BLOCK = 4096  # scores in a step of the one program
 
 
 def select_context(score: torch.Tensor, budget: int, mass_share: float) -> torch.Tensor:
@@ -73,9 +74,10 @@ def select_context_torch(score: torch.Tensor, budget: int, mass_share: float) ->
     return is_chosen
 
 
-def select_context_triton(score: torch.Tensor, budget: int, mass_share: float, block: int = BLOCK) -> torch.Tensor:
+def select_context_triton(score: torch.Tensor, budget: int, mass_share: float, **sizes: int) -> torch.Tensor:
     """`select_context` in one launch of one program, without sorting: bisection finds the last score of stage I."""
     is_chosen = torch.empty(len(score), dtype=torch.bool, device=score.device)
+    table = blocks("select_context", score.device, **sizes)
     _select_context_kernel[(1,)](
         score.contiguous().view(torch.int32),
         is_chosen.view(torch.uint8),
@@ -84,8 +86,8 @@ def select_context_triton(score: torch.Tensor, budget: int, mass_share: float, b
         int(mass_share * UNITS),
         UNITS=UNITS,
         TINY=TINY,
-        BLOCK=block,
-        num_warps=8,
+        BLOCK=table["block"],  # scores in a step of the one program
+        num_warps=table["num_warps"],
     )
     return is_chosen
 

@@ -10,8 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_CONTEXT = 64  # positions in a step of a program
-ENOUGH_PROGRAMS = 512  # fill a large GPU several times over; more splits only make the join longer
+from lvspec_kernels.tuning import blocks
 
 
 def visual_mass(
@@ -120,19 +119,22 @@ def visual_mass_triton(
     heads: torch.Tensor,
     scale: float,
     splits: int | None = None,
+    **sizes: int,
 ) -> torch.Tensor:
     """`visual_mass` in two launches: a program per head, request and split of its context, then one that joins splits.
 
-    The number of splits follows from shapes alone, because lengths are known on the device only.
+    The number of splits follows from shapes alone, because lengths are known on the device only; more of them than fill
+    the GPU only make the join longer. `sizes` replace those of `tuning.TABLE`.
     """
     num_nodes, num_heads, head_dim = query.shape
     mass = torch.empty(num_nodes, len(heads), dtype=torch.float32, device=query.device)
     if not mass.numel():
         return mass
     num_requests, max_context = len(rows), req_to_token.shape[1]
+    table = blocks("visual_mass", query.device, torch.float32 in (query.dtype, keys.dtype), **sizes)
     if splits is None:
-        splits = triton.cdiv(ENOUGH_PROGRAMS, num_requests * len(heads))
-        splits = min(splits, triton.cdiv(max_context, BLOCK_CONTEXT))
+        splits = triton.cdiv(table["programs"], num_requests * len(heads))
+        splits = min(splits, triton.cdiv(max_context, table["block_context"]))
     width = num_nodes // num_requests
     nodes = max(16, triton.next_power_of_2(width))  # tl.dot takes no fewer rows
     parts = torch.empty(num_requests, len(heads), splits, 3, width, dtype=torch.float32, device=query.device)
@@ -157,7 +159,9 @@ def visual_mass_triton(
         IN_FLOAT32=query.dtype != keys.dtype or not query.is_cuda,
         NODES=nodes,
         BLOCK_E=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_CONTEXT=BLOCK_CONTEXT,
+        BLOCK_CONTEXT=table["block_context"],
+        num_warps=table["num_warps"],
+        num_stages=table["num_stages"],
     )
     _visual_mass_join_kernel[(len(heads), num_requests)](
         parts, mass, splits, D=width, NODES=nodes, SPLITS=triton.next_power_of_2(splits)
@@ -234,7 +238,8 @@ def _visual_mass_part_kernel(
         )
         if IN_FLOAT32:
             keys = keys.to(tl.float32)
-        scores = tl.dot(query, keys, input_precision="ieee") * scale
+        # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+        scores = tl.dot(query, keys, input_precision="tf32x3") * scale
         scores = tl.where(position[None] < limit[:, None], scores, float("-inf"))
 
         larger = tl.maximum(largest, tl.max(scores, axis=1))

@@ -9,9 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_CONTEXT = 64  # positions in a step of a program
-BLOCK_HIDDEN = 128  # and how much of their states it multiplies at once
-ENOUGH_PROGRAMS = 256  # fill a large GPU; more splits only make the join longer
+from lvspec_kernels.tuning import blocks
 
 
 def visual_similarity(
@@ -107,18 +105,21 @@ def visual_similarity_triton(
     is_visual: torch.Tensor,
     top_n: int = 10,
     splits: int | None = None,
+    **sizes: int,
 ) -> torch.Tensor:
     """`visual_similarity` in two launches: a program per request and split of its context, then one per node.
 
-    The number of splits follows from shapes alone, because lengths are known on the device only.
+    The number of splits follows from shapes alone, because lengths are known on the device only; more of them than fill
+    the GPU only make the join longer. `sizes` replace those of `tuning.TABLE`.
     """
     num_nodes, hidden = states.shape
     similarity = torch.empty(num_nodes, dtype=torch.float32, device=states.device)
     if not num_nodes:
         return similarity
     num_requests, max_context = len(rows), req_to_token.shape[1]
+    table = blocks("visual_similarity", states.device, torch.float32 in (states.dtype, visual_state.dtype), **sizes)
     if splits is None:
-        splits = min(triton.cdiv(ENOUGH_PROGRAMS, num_requests), triton.cdiv(max_context, BLOCK_CONTEXT))
+        splits = min(triton.cdiv(table["programs"], num_requests), triton.cdiv(max_context, table["block_context"]))
     width = num_nodes // num_requests
     parts = torch.empty(num_requests, width, splits, top_n, dtype=torch.float32, device=states.device)
     _visual_similarity_part_kernel[(num_requests, splits)](
@@ -140,8 +141,10 @@ def visual_similarity_triton(
         IN_FLOAT32=states.dtype != visual_state.dtype or not states.is_cuda,
         NODES=max(16, triton.next_power_of_2(width)),  # tl.dot takes no fewer rows
         TOP=triton.next_power_of_2(top_n),
-        BLOCK_HIDDEN=BLOCK_HIDDEN,
-        BLOCK_CONTEXT=BLOCK_CONTEXT,
+        BLOCK_HIDDEN=table["block_hidden"],
+        BLOCK_CONTEXT=table["block_context"],
+        num_warps=table["num_warps"],
+        num_stages=table["num_stages"],
     )
     _visual_similarity_join_kernel[(num_nodes,)](
         states,
@@ -152,7 +155,7 @@ def visual_similarity_triton(
         *states.stride(),
         TOP_N=top_n,
         CANDIDATES=triton.next_power_of_2(splits * top_n),
-        BLOCK_HIDDEN=BLOCK_HIDDEN,
+        BLOCK_HIDDEN=table["block_hidden"],
     )
     return similarity
 
@@ -216,7 +219,8 @@ def _visual_similarity_part_kernel(
                 )
                 if IN_FLOAT32:
                     states, visual = states.to(tl.float32), visual.to(tl.float32)
-                products = tl.dot(states, visual, products, input_precision="ieee")
+                # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+                products = tl.dot(states, visual, products, input_precision="tf32x3")
             products = tl.where(is_visual[None], products, float("-inf"))
             for _ in range(TOP_N):
                 # The largest product left takes the place of the smallest kept one, if it is larger.

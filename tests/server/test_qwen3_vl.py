@@ -83,7 +83,9 @@ def answers_alone(checkpoint: Path, log_dir: Path, requests_by_name: dict[str, d
 
 @pytest.fixture(scope="module")
 def twin_server(checkpoint: Path, log_dir: Path) -> Iterator[Server]:
-    server = start(checkpoint, *lvspec_args(Pair(checkpoint, checkpoint)), log=log_dir / "qwen3_twin.log")
+    """Chains have their full length: of random weights no word is likely enough for a long one."""
+    twin = Pair(checkpoint, checkpoint)
+    server = start(checkpoint, *lvspec_args(twin), "--lvspec-draft-stop", "0", log=log_dir / "qwen3_twin.log")
     yield server
     server.stop()
 

@@ -87,7 +87,9 @@ def assert_given(draft: Draft, forwards: list[Any], *reqs: Any, num_held: int = 
             at = mine.stop
         assert at == len(batch.input_ids) == len(batch.out_cache_loc) == batch.extend_num_tokens
         assert batch.seq_lens_sum == sum(batch.seq_lens.tolist())
-        assert len(batch.multimodal_inputs) == len(batch.reqs)
+        for req, view in zip(batch.reqs, batch.multimodal_inputs, strict=True):
+            items = set() if view is None else {item.hash for item in view.mm_items}
+            assert items <= {item.hash for item in getattr(req.multimodal_inputs, "mm_items", ())}, "another's video"
     for req in reqs:
         assert done[id(req)] == len(draft.held(req)[0])
 

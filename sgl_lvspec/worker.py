@@ -11,6 +11,7 @@ Built by the scheduler of a server that was started with `--speculative-algorith
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ import torch
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec import late_hooks
+from sgl_lvspec.attention.cascade import Cascade
 from sgl_lvspec.calibrate.probe import Probe
 from sgl_lvspec.context.evidence import make_evidence
 from sgl_lvspec.context.policies import POLICIES
 from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
+from sgl_lvspec.graphs import no_sync
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
@@ -54,6 +57,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         loose_rule: decides rounds with loose requests in them; None where every request is strict.
         evidence: what the draft's context policy takes from the target's prefill; None where it takes nothing.
         probe: measures for a calibration; None on a server that clients use.
+        cascade: has the target read shared videos once; None unless asked for.
     """
 
     _draft_worker: ChainDraftWorker
@@ -63,6 +67,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     relevance: Relevance | None = None
     loose_rule: LooseRule | None = None
     probe: Probe | None = None
+    cascade: Cascade | None = None
     evidence: Evidence | None = None
     # StandaloneWorkerV2.__init__ skips its parent's and leaves these two out (eagle_worker_v2.py:1328-1334).
     enable_dp_spec_prefill_coordination = False
@@ -114,6 +119,9 @@ class LVSpecWorker(StandaloneWorkerV2):
         if self.relevance is not None:
             max_nodes = self.req_to_token_pool.size * self.speculative_num_draft_tokens
             self.relevance.attach(self.target_worker.model_runner, self.slots, max_nodes)
+        if config_of(self.server_args).cascade == "on":
+            self.cascade = Cascade(self.slots.is_visual)
+            self.target_worker.model_runner.attn_backend.cascade = self.cascade  # lvspec_cpu: `startup` has seen to it
 
     def clear_cache_pool(self) -> None:
         """Called by the scheduler when it flushes the KV pool."""
@@ -124,13 +132,17 @@ class LVSpecWorker(StandaloneWorkerV2):
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         verify_input, most_nodes = batch.spec_info, self.speculative_num_draft_tokens
         if not batch.forward_mode.is_idle():
-            self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
+            with no_sync.section("marking the chain's slots"):
+                self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
             setattr(verify_input, LOOSE_RULE, self.loose_rule)
         self.speculative_num_draft_tokens = verify_input.draft_token_num  # SGLang's result names its own width
         try:
-            result = super().verify(batch, *args, **kwargs)
+            with nullcontext() if self.loose_rule is None else self.loose_rule.scoring(batch.reqs):
+                result = super().verify(batch, *args, **kwargs)
         finally:
             self.speculative_num_draft_tokens = most_nodes
+        if self.cascade is not None:
+            self.cascade.publish()
         round_report.attach_strict(result.logits_output, result.accept_lens, verify_input.draft_token_num - 1)
         if self.probe is not None and not batch.forward_mode.is_idle():
             self.probe.report_round(verify_input, result.logits_output, verify_input.draft_token_num)

@@ -137,7 +137,9 @@ def would_wait(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     """Whether an operation, as it is dispatched, would make the host wait on CUDA (no graph can hold it either)."""
     name = func._schema.name
     if name in _BY_INDEX:
-        return _has_mask(args[1])
+        # One number written through a mask fills it in place; numbers are 0-dimensional here.
+        is_fill = name != "aten::index" and args[2].dim() == 0
+        return _has_mask(args[1]) and not is_fill
     if name == "aten::repeat_interleave":
         return kwargs.get("output_size") is None
     return name in _WAITING

@@ -24,6 +24,10 @@ class Relevance(Protocol):
     needs_states: bool
     """Whether `SlotTables.visual_state` must exist."""
 
+    is_wanted: bool
+    """Whether anybody reads the scores of a verify forward that Python runs; True except while one runs that nobody
+    does. A replayed CUDA graph scores all the same: what the hooks did is part of it."""
+
     def attach(self, model_runner: ModelRunner, slots: SlotTables, num_nodes: int) -> None:
         """Put hooks on the target's modules, before CUDA graphs are captured, so that they are captured too.
 

@@ -53,6 +53,7 @@ class AttentionRelevance:
     """
 
     needs_states = False
+    is_wanted = True
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class AttentionRelevance:
         """Forward hook. The query is [R, Hq * E] of the rank; the new keys are in the pool."""
         query: torch.Tensor = args[0]
         forward_batch: ForwardBatch = args[3]
-        if not forward_batch.forward_mode.is_target_verify():
+        if not (self.is_wanted and forward_batch.forward_mode.is_target_verify()):
             return
         num_nodes = query.shape[0]
         scores = self._scores[:num_nodes]

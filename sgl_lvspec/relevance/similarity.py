@@ -30,6 +30,7 @@ class SimilarityRelevance:
     """
 
     needs_states = True
+    is_wanted = True
 
     def __init__(self, top_n: int = TOP_N) -> None:
         self._top_n = top_n
@@ -59,6 +60,8 @@ class SimilarityRelevance:
         forward_batch: ForwardBatch = args[3]
         mode = forward_batch.forward_mode
         if mode.is_target_verify():
+            if not self.is_wanted:
+                return
             num_nodes, rows = states.shape[0], forward_batch.req_pool_indices
             self._scores[:num_nodes] = visual_similarity(
                 states,

@@ -15,6 +15,7 @@ import torch
 from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import accept_chain
+from sgl_lvspec.graphs import no_sync
 from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
 from sgl_lvspec.verification.greedy_round import GreedyRound
@@ -46,7 +47,14 @@ def after_eagle_sample(
     """
     if batch.forward_mode.is_idle():
         return None
-    commit = Commit(*result)
+    with no_sync.section("the accept step"):
+        return _commit(Commit(*result), verify_input, batch, logits_output)
+
+
+def _commit(
+    commit: Commit, verify_input: EagleVerifyInput, batch: ScheduleBatch, logits_output: LogitsProcessorOutput
+) -> Commit | None:
+    """See `after_eagle_sample`; `commit` is SGLang's."""
     loose_rule: LooseRule | None = getattr(verify_input, LOOSE_RULE, None)
     one_token = one_token_rows(batch)
     changed = one_token is not None

@@ -10,7 +10,8 @@ short way, `accept`, which a CUDA graph can hold (`accept_graph`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,6 +83,18 @@ class LooseRule:
     def concerns(reqs: Sequence[Req]) -> bool:
         """Whether a round of these requests is decided here: one of them is loose, or wants its labels."""
         return any((rule := rule_of(req)) is not None and (not rule.is_strict or rule.wants_labels) for req in reqs)
+
+    @contextmanager
+    def scoring(self, reqs: Sequence[Req]) -> Iterator[None]:
+        """Around a verify forward of these requests: scores that nobody reads are not computed.
+
+        On a GPU that holds for forwards that Python runs. A replayed graph holds the scorer's work and does it always.
+        """
+        self._relevance.is_wanted = self.concerns(reqs)
+        try:
+            yield
+        finally:
+            self._relevance.is_wanted = True
 
     def decide(
         self,

@@ -44,6 +44,7 @@ FREE: dict[str, Callable[[torch.Tensor], Any]] = {
     "arithmetic": lambda t: (t * 2 + 1).cumsum(0).clamp_min(0).softmax(0),
     "rows": lambda t: t[torch.tensor([2, 0])],
     "rows-written": lambda t: t.clone().index_put_((torch.tensor([1]),), t[:1]),
+    "mask-filled-with-a-number": lambda t: t.clone().__setitem__(t > 0, 0.0),
     "where": lambda t: torch.where(t > 0, t, 0.0),
     "repeat-of-a-known-number": lambda t: t.repeat_interleave(3, dim=0),
     "of-the-host": lambda _t: torch.tensor([True, False]),

@@ -207,3 +207,20 @@ def test_keys_that_need_a_scale_to_be_read_are_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"keys in torch\.float8_e4m3fn .*--kv-cache-dtype auto"):
         attached(AttentionRelevance(), target)
+
+
+def test_scores_that_nobody_wants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of a long video are the dearest thing that a scorer reads."""
+    target = Target()
+    scorer = attached(AttentionRelevance(CHOICES["weights"], BIAS), target)
+    after_a_round(target)
+    before = scorer.read(3, WIDTH)
+    scorer.is_wanted = False
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "_masses_of", None)
+        target.verify(ROWS, LENGTHS)
+    assert torch.equal(scorer.read(3, WIDTH), before)
+    scorer.is_wanted = True
+    target.verify(ROWS, LENGTHS)
+    expected = BIAS + weighted_sum(target.masses(ROWS, LENGTHS, IS_VISUAL), CHOICES["weights"])
+    torch.testing.assert_close(scorer.read(3, WIDTH).double(), expected, rtol=0, atol=TOLERANCE)

@@ -97,3 +97,19 @@ def test_only_this_scorer_asks_for_states() -> None:
         "combined": False,
         "similarity": True,
     }
+
+
+def test_scores_that_nobody_wants_are_not_computed_and_prompts_are_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target()
+    scorer = attached(target)
+    scorer.is_wanted = False
+    states = target.prefill(1, FEW)
+    with monkeypatch.context() as patch:
+        patch.setattr("sgl_lvspec.relevance.similarity.visual_similarity", None)
+        target.verify([1], [len(FEW)])
+    scorer.is_wanted = True
+    nodes = target.verify([1], [len(FEW)])
+    expected = by_definition(states, FEW, nodes)
+    torch.testing.assert_close(scorer.read(1, WIDTH)[0].double(), expected, rtol=0, atol=TOLERANCE)

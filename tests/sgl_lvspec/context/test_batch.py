@@ -106,7 +106,7 @@ def test_each_token_is_given_with_its_own_positions_and_slot(context: str, max_t
     again = world.prompt(5, VIDEO, 30, 31, 32, row=2, like=before, num_cached=41)
     other = world.prompt(6, 7, OTHER, 8, IMAGE, 9, row=1)
     text = world.prompt(*range(50, 62), row=3)
-    forwards = draft.read(again, other, text, running=(before,))
+    forwards = draft.read(other, again, text, running=(before,))
     assert max_tokens > 7 or len(forwards) > 2
     assert_given(draft, forwards, again, other, text, num_held=known)
     left_out = world.pool.slots.state_of(world.target_slots(other)) == LEFT_OUT

@@ -21,11 +21,17 @@ IMAGE ?=
 Q ?=
 TOKENS ?= 256
 
+# What `make test` takes: processes that share the tests; 0 is pytest as it is.
+WORKERS ?= $(if $(ARGS),0,2)
+
 # What `make bench-fidelity` takes.
 N ?= 60
 URL1 ?=
 MINUTES ?= 10
 THREADS ?= 1
+
+# What `make gpu-test` and `make gpu-bench` take: a Python with torch and Triton (and pytest and hypothesis for the tests).
+GPU_PYTHON ?= $(if $(wildcard $(venv_python)),$(venv_python),$(PYTHON))
 
 venv_python := $(VENV)/bin/python
 # One shell word, whatever the variable holds: questions have apostrophes.
@@ -33,7 +39,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round gpu-test gpu-bench soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -65,8 +71,8 @@ ask: environment  ## Ask the running server about a clip, an image or nothing bu
 doctor: environment  ## Check versions, seams and models in one screen
 	@$(VENV)/bin/lvspec doctor
 
-test: environment  ## Run all tests, those that start servers last
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest $(ARGS)
+test: environment  ## Run all tests in two processes; ARGS="-k word path" runs some of them, in one
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 bench-fidelity: environment  ## Measure on N held-out clips what loose verification keeps; writes OUT, .md and .svg
 	@OMP_NUM_THREADS=$(call quoted,THREADS) $(venv_python) -m bench.fidelity --clips $(call quoted,N) \
@@ -77,6 +83,13 @@ bench-context: environment  ## Cost and gain of each context policy and keep rat
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)
+
+gpu-test:  ## The kernels' tests with compiled kernels on the GPU (GPU_PYTHON with torch, Triton, pytest, hypothesis)
+	@PYTHONPATH=triton_kernels:. $(GPU_PYTHON) -m bench.gpu.kernel_tests $(ARGS)
+
+gpu-bench:  ## Speed of each kernel beside the GPU's memory, share of a round (OUT=file.json; ARGS=--tune tries sizes)
+	@TRITON_INTERPRET=0 PYTHONPATH=triton_kernels:. $(GPU_PYTHON) -m bench.gpu.run \
+		--out $(or $(OUT),build/gpu.json) $(ARGS)
 
 soak: environment  ## MINUTES of hard traffic: small pools, hang-ups, retractions; ends with empty pools or says so
 	@$(venv_python) -m bench.soak --minutes $(call quoted,MINUTES) $(call flag,--out,OUT) $(ARGS)

@@ -41,8 +41,20 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 
 
 def test_every_working_target_sets_the_environment_up_first() -> None:
-    for target in targets() - INTERNAL - {"help", "setup", "clean"}:
+    # A GPU may stand in a machine that has torch and Triton, and nothing to build an environment from.
+    for target in targets() - INTERNAL - {"help", "setup", "clean", "gpu-test", "gpu-bench"}:
         assert re.search(rf"^{target}: environment\b", MAKEFILE, re.MULTILINE), target
+
+
+def test_gpu_targets_take_the_environments_python_or_the_one_that_is_named(tmp_path: Path) -> None:
+    for target, module in (("gpu-test", "kernel_tests"), ("gpu-bench", "run")):
+        named = make("--dry-run", target, "GPU_PYTHON=other-python", "ARGS=--tune")
+        assert re.search(rf"PYTHONPATH=triton_kernels:\. other-python -m bench\.gpu\.{module}\b[\s\S]*--tune", named)
+        assert " python3 -m bench.gpu" in make("--dry-run", target, f"VENV={tmp_path}")
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / "python").touch()
+        assert f" {tmp_path}/bin/python -m bench.gpu" in make("--dry-run", target, f"VENV={tmp_path}")
+        (tmp_path / "bin" / "python").unlink()
 
 
 @pytest.mark.parametrize("question", ["What's that?", 'Is it "red"?', "Is $5 a lot; or `not`?", "a | b"])
@@ -65,6 +77,12 @@ def test_serve_hands_further_flags_on() -> None:
 def test_tests_run_offline_and_with_one_thread_unless_told_otherwise() -> None:
     line = make("--dry-run", "test", "SETUP=no")
     assert "HF_HUB_OFFLINE=1" in line and "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" in line
+
+
+def test_all_tests_run_in_two_processes_and_a_choice_of_them_in_one() -> None:
+    assert "-m pytest --numprocesses 2" in make("--dry-run", "test", "SETUP=no")
+    line = make("--dry-run", "test", "SETUP=no", "ARGS=-k clip tests/demo")
+    assert line.rstrip().endswith("-m pytest --numprocesses 0 -k clip tests/demo")
 
 
 def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path) -> None:

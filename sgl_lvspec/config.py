@@ -20,7 +20,7 @@ CONTEXTS = ("full", "uniform", "random", "specvlm", "uvprune")  # `context.polic
 DEFAULT_CONTEXT = "full"
 DEFAULT_KEEP = 0.1  # SpecVLM drops nine tokens of ten (arXiv 2508.16201)
 DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
-DEFAULT_DRAFT_STOP = 0.3  # on a CPU; measured: bench/README.md, `make bench-speed`
+DEFAULT_DRAFT_STOP = 0.6  # on a CPU; 0.5 to 0.8 cost within 4 % of each other for c from 5 to 10 (`bench.speed.chains`)
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
@@ -45,6 +45,7 @@ class LVSpecConfig:
         keep: share of a video's tokens that the draft keeps, above 0; `full` keeps all whatever it says.
         keep_min: videos (and images) with fewer tokens are kept whole.
         draft_tokens: size of the draft's KV pool; unset, a share of the target's (`context.pool`).
+        cascade: "on" has the target read a video that requests of a batch share once. CPU only (`startup`).
         draft_stop: a chain ends once the chance that it is accepted so far is below this; 0: never. CPU only, because
             the host looks at every step; unset, DEFAULT_DRAFT_STOP there and 0 elsewhere.
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
@@ -66,6 +67,7 @@ class LVSpecConfig:
     keep: float = DEFAULT_KEEP
     keep_min: int = DEFAULT_KEEP_MIN
     draft_tokens: int | None = None
+    cascade: str = "off"
     draft_stop: float | None = None
     probe: bool = False
 
@@ -80,6 +82,7 @@ class LVSpecConfig:
             _require_number("draft_tokens", self.draft_tokens, int, 1, 2**31)
         if self.draft_stop is not None and self.draft_stop != 0:
             _require_number("draft_stop", self.draft_stop, float, 0.0, 1.0)
+        _require_choice("cascade", self.cascade, tuple(_ON_OFF))
         if self.video_time is not None:
             _require_choice("video_time", self.video_time, VIDEO_TIMES)
         if self.calibration is not None and not (isinstance(self.calibration, str) and self.calibration):

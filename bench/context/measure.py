@@ -59,6 +59,11 @@ class Prompts:
         first, second = (self._body(video, question) for question in (FIRST, SECOND))
         return Material(first, second)
 
+    def read(self, ids: Sequence[int]) -> str:
+        """Text of an answer's token ids, without special tokens."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
     def _body(self, video: str, question: str) -> dict[str, Any]:
         content = [{"type": "video"}, {"type": "text", "text": question}]
         text = self._tokenizer.apply_chat_template(

@@ -7,8 +7,10 @@ about the chance that the target says the same (a match), and of the rest the ru
     go on while the mean of reach_i over the batch is at least `stop`
 
 Stopping by the draft's own confidence: Draft & Verify (arXiv 2309.08169, section 3.3), which looks at the last p alone.
-The best `stop` follows from the cost model: with c draft forwards in one of the target and a round that costs R target
-forwards and commits N tokens, one forward more pays while reach > N / (c R): 0.2 to 0.4 for c from 5 to 10.
+By the cost model, with c draft forwards in one of the target and a round that costs R target forwards and commits N
+tokens, one forward more pays while the chance is above N / (c R): 0.2 to 0.4 for c from 5 to 10. Drafts are surer than
+they are right (the demo pair's says .5 where it is right in .3), so bounds on p itself lie higher; see
+`bench.speed.chains` for what each wins.
 """
 
 from __future__ import annotations

@@ -1,0 +1,363 @@
+"""The speed bench: what it counts, what the cost model says of it, and a heavy target that says what the light says."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.context.client import Answer
+from bench.speed import heavy_target, observer, report, weigh
+from bench.speed.chains import (
+    LONGEST,
+    Position,
+    Recorded,
+    fixed,
+    following,
+    knowing,
+    looking_up,
+    play,
+    read_last,
+    stopping,
+)
+from bench.speed.cost import PARTS, Cost, cost_of, joined, predicted
+from bench.speed.figures import rows_of
+from bench.speed.measure import Group, run_arms
+from bench.speed.plan import ARMS, NONE, Server, groups_of, in_turn, request_of
+from demo.heldout import held_out
+from sgl_lvspec.drafting.stop import EarlyStop
+from sgl_lvspec.flags import examine_calibration
+
+TARGET = Path("demo/pair/target")
+
+
+def line(began: float, ended: float, accepted: list[int] | None = None, **more: Any) -> dict[str, Any]:
+    count = 1 if accepted is None else len(accepted)
+    drafted = None if accepted is None else 10
+    parts = {"kind": "decode", "arms": ["strict"] * count, "accepted": accepted, "drafted": drafted, "steps": 0}
+    return {**parts, "began": began, "ended": ended, **more}
+
+
+ROUND = {
+    "draft": 20.0,
+    "draft_step": 16.0,
+    "target_forward": 30.0,
+    "scoring": 2.0,
+    "rule": 3.0,
+    "steps": 8,
+    "reading": 0.1,
+}
+
+
+class TestCost:
+    def test_the_parts_of_a_round_add_up_to_its_time(self) -> None:
+        cost = cost_of([line(1.0, 1.06, [3], **ROUND), line(1.07, 1.13, [5], **ROUND)])
+        assert cost.parts == pytest.approx(
+            {
+                "draft_forwards": 32, "draft_rest": 8, "verify": 56, "scoring": 4, "rule": 6,
+                "sglang": 14, "between_rounds": 20,
+            }
+        )  # fmt: skip
+        assert tuple(cost.parts) == PARTS
+        assert cost.seconds == pytest.approx(0.14)
+        assert (cost.rounds, cost.tokens, cost.accepted, cost.steps) == (2, 10, 8, 16)
+        assert (cost.step_ms, cost.target_ms) == (2.0, 28.0)
+
+    def test_a_batch_commits_a_token_for_each_request_and_what_each_accepted(self) -> None:
+        cost = cost_of([line(0.0, 0.1, [3, 0, 7], **ROUND)])
+        assert (cost.tokens, cost.requests, cost.accepted, cost.drafted) == (13, 3, 10, 30)
+
+    def test_prompts_are_left_out_with_the_time_around_them(self) -> None:
+        """A round in which the draft read a prompt, and a gap in which the target did."""
+        lines = [
+            line(0.0, 0.1, [9], **{**ROUND, "reading": 40.0}),
+            line(0.11, 0.17, [1], **ROUND),
+            line(0.20, 0.50) | {"kind": "other"},
+            line(0.51, 0.57, [1], **ROUND),
+            line(0.58, 0.64, [1], **ROUND),
+        ]
+        cost = cost_of(lines)
+        assert (cost.rounds, cost.accepted) == (3, 3)
+        assert cost.parts["between_rounds"] == pytest.approx(3 * 10)
+
+    def test_without_speculation_every_batch_gives_a_token_a_request(self) -> None:
+        cost = cost_of([line(0.0, 0.012, target_forward=10.0), line(0.014, 0.026, target_forward=10.0)])
+        assert (cost.tokens, cost.steps, cost.target_ms) == (2, 0, 10.0)
+        assert cost.rate == pytest.approx(2 / 0.028)
+
+    def test_nothing_decoded_is_an_error(self) -> None:
+        with pytest.raises(RuntimeError, match="must decode"):
+            cost_of([line(0.0, 0.1) | {"kind": "other"}])
+
+    def test_groups_join(self) -> None:
+        one, two = cost_of([line(0.0, 0.1, [3], **ROUND)]), cost_of([line(5.0, 5.2, [1, 2], **ROUND)])
+        both = joined([one, two])
+        assert (both.rounds, both.tokens, both.requests, both.steps) == (2, 9, 3, 16)
+        assert both.seconds == pytest.approx(one.seconds + two.seconds)
+
+
+def test_the_cost_model() -> None:
+    """Ten forwards of 2 ms a round, a target of 10 ms that takes 12 for a chain: 10 / 5 + 1.2 = 3.2 for 4.2 tokens."""
+    nothing = dict.fromkeys(PARTS, 0.0)
+    alone = Cost(20, 20, 0.2, 0, 20, 0, 0, {**nothing, "verify": 200.0})
+    ours = Cost(5, 21, 0.17, 16, 5, 50, 50, {**nothing, "verify": 60.0, "draft_forwards": 100.0})
+    found = predicted(alone, ours)
+    assert found == pytest.approx(
+        {"T": 3.2, "draft_steps": 10, "c": 5, "v": 1.2, "predicted_cost": 3.2, "predicted_speedup": 4.2 / 3.2}
+    )
+
+
+class TestHeavyTarget:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("heavy") / "target"
+        heavy_target.write_heavy(TARGET, out, layers=3, width=1024)
+        return out
+
+    def test_it_says_what_the_light_one_says(self, heavy: Path) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        light, same = (
+            AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32) for path in (TARGET, heavy)
+        )
+        assert len(same.model.language_model.layers) == len(light.model.language_model.layers) + 3
+        assert same.model.language_model.layers[0].mlp.up_proj.out_features == 1024
+        ids = torch.randint(0, 1000, (3, 40), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            a, b = light(input_ids=ids).logits, same(input_ids=ids).logits
+        # Zeros are added, but a longer sum may be cut into blocks elsewhere: the last bits of float32.
+        assert torch.allclose(a, b, atol=1e-4)
+        assert torch.equal(a.argmax(-1), b.argmax(-1))
+
+    def test_what_is_added_computes_and_writes_nothing(self, heavy: Path) -> None:
+        from safetensors.torch import load_file
+
+        weights = load_file(heavy / "model.safetensors")
+        for layer in (4, 5, 6):
+            assert not weights[f"model.layers.{layer}.mlp.down_proj.weight"].any()
+            assert not weights[f"model.layers.{layer}.self_attn.o_proj.weight"].any()
+            assert weights[f"model.layers.{layer}.mlp.up_proj.weight"].any(dim=1).all()
+
+    def test_its_calibration_is_made_out_to_it(self, heavy: Path) -> None:
+        assert examine_calibration(heavy / "lvspec.json", str(heavy), "demo/pair/draft", None, None) is None
+        light, own = (json.loads((path / "lvspec.json").read_text()) for path in (TARGET, heavy))
+        assert own["target"].pop("fingerprint") != light["target"].pop("fingerprint")
+        assert (own.pop("target")["num_layers"], light.pop("target")["num_layers"]) == (7, 4)
+        assert own == light
+
+    def test_another_checkpoint_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="at most 100 neurons; found 12 weights and 640 neurons"):
+            heavy_target.write_heavy(TARGET, tmp_path / "x", layers=1, width=100)
+
+
+class TestPlan:
+    def test_an_arm_is_asked_for_by_name_and_told_by_id(self) -> None:
+        body = {"text": "x", "sampling_params": {"temperature": 0}}
+        asked = {arm: request_of(arm, body, 7) for arm in ARMS}
+        assert {arm: each["rid"] for arm, each in asked.items()} == {arm: f"{arm}/7" for arm in ARMS}
+        presets = {arm: each["sampling_params"].get("custom_params", {}).get("lvspec") for arm, each in asked.items()}
+        assert presets.pop("none") is None
+        assert presets.pop("random") == {"preset": "balanced"}
+        assert presets == {arm: {"preset": arm} for arm in presets}
+        assert body["sampling_params"] == {"temperature": 0}
+
+    def test_every_arm_begins_in_turn(self) -> None:
+        assert [in_turn("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+        assert all(sorted(in_turn("abc", number)) == ["a", "b", "c"] for number in range(4))
+
+    def test_groups_are_of_the_size_that_is_asked_for(self) -> None:
+        assert [list(group) for group in groups_of(4, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    def test_a_server_can_be_asked_for_every_preset(self) -> None:
+        assert Server(6, 0.0).flags() == [
+            "--lvspec-preset", "balanced", "--speculative-num-steps", "6", "--lvspec-draft-stop", "0",
+        ]  # fmt: skip
+        assert "--lvspec-draft-stop" not in Server(6).flags()
+
+
+class FakeServer:
+    """Answers at once; its observer's file has one round a request."""
+
+    def __init__(self, name: str, log: list[str], tokens_a_round: int) -> None:
+        self.log, self.name, self.tokens, self.under_way, self._lines = log, name, tokens_a_round, 0, []
+        self.endpoint: Any = self
+        self.lines: Any = SimpleNamespace(read=self._read)
+
+    def flush(self) -> None:
+        self.log.append(f"{self.name} flush")
+
+    def ask(self, body: dict[str, Any]) -> Answer:
+        self.log.append(f"{self.name} {body['rid']}")
+        self._lines.append(line(0.0, 0.1, [self.tokens - 1] if self.name == "ours" else None, **ROUND))
+        return Answer(tuple(range(40)), 0.1, 1.1, 1, 100, 0, {"rounds": 1, "T": 3.0})
+
+    def _read(self) -> list[dict[str, Any]]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def test_arms_take_turns_and_each_starts_from_empty_caches() -> None:
+    log: list[str] = []
+    alone, ours = FakeServer("alone", log, 1), FakeServer("ours", log, 4)
+    body = {"text": "x", "sampling_params": {}}
+    found = run_arms(alone, ours, [NONE, "strict"], groups_of(1, 2), [body], lambda: None)  # type: ignore[arg-type]
+    assert log == [
+        "alone flush", "alone none/0", "ours flush", "ours strict/0",
+        "ours flush", "ours strict/1", "alone flush", "alone none/1",
+    ]  # fmt: skip
+    assert [group.clips for group in found["strict"]] == [(0,), (1,)]
+    assert found["strict"][0].cost.tokens == 4
+
+
+def rows(concurrency: int = 1) -> list[dict[str, Any]]:
+    def group(accepted: int | None, seconds: float, busy: float) -> Group:
+        ids = tuple(range(5, 45))
+        answer = Answer(ids, 0.1, 1.1, 1, 100, 0, None)
+        of_round = {} if accepted is None else ROUND
+        times = {"target_forward": 20.0} if accepted is None else {}
+        lines = [line(0.0, 0.06 * busy, None if accepted is None else [accepted], **{**of_round, **times})]
+        return Group((0,), (answer,), seconds, cost_of(lines))
+
+    clips = list(held_out(1))
+    found = {NONE: [group(None, 4.0, 1), group(None, 40.0, 10)], "strict": [group(3, 2.0, 1), group(3, 20.0, 10)]}
+    return rows_of(found, Server(10), concurrency, clips, lambda _ids: "The video shows two objects.")
+
+
+def test_a_row_has_what_the_issue_of_speed_is_judged_by() -> None:
+    (row,) = rows()
+    wanted = {
+        "arm",
+        "c",
+        "K",
+        "concurrency",
+        "decode_speedup",
+        "e2e_speedup",
+        "T",
+        "retention",
+        "predicted_speedup",
+        "round_ms",
+    }
+    assert wanted <= set(row)
+    assert (row["arm"], row["K"], row["T"], row["equal_ids"], row["retention"]) == ("strict", 10, 3.0, 1.0, 1.0)
+    assert row["decode_speedup"] == 4.0
+    assert row["decode_speedup_groups"] == [4.0, 4.0, 4.0], "a busy minute slows both arms of its group"
+    assert row["e2e_speedup"] == 2.0
+    assert sum(row["round_ms"].values()) == pytest.approx(row["round_ms_total"], abs=1e-2)
+    assert row["of_ceiling"] == pytest.approx(row["decode_speedup"] / row["predicted_speedup"], abs=1e-3)
+
+
+def test_the_report_has_a_line_for_every_row_and_a_plot(tmp_path: Path) -> None:
+    about = {"hardware": {"processor": "P", "cores": 2}, "utc": "now", "git": "0" * 40, "versions": {"torch": "2"}}
+    settings = {
+        "dtype": "bfloat16", "seconds": 1, "complete": False, "weighed": {"draft_step_ms": 1.0, "layer_ms": 1.0},
+        "layers": {"5": 3}, "same_as_plain_target_at_5": "4 of 4 answers",
+    }  # fmt: skip
+    found = report.document(about, settings, [{"c_wanted": 5.0, **row} for row in (*rows(), *rows(4))])
+    report.write(found, tmp_path / "speed.json")
+    text = (tmp_path / "speed.md").read_text()
+    assert text.count("| strict | 10 | 1 |") == text.count("| strict | 10 | 4 |") == 2
+    assert "4.00x [4.00, 4.00]" in text and "not finished" in text
+    assert json.loads((tmp_path / "speed.json").read_text()) == found
+    report.plot(found, tmp_path / "speed.svg")
+    assert (tmp_path / "speed.svg").read_text().count("c = 5, ") >= 2
+
+
+def test_layers_are_chosen_by_what_a_layer_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 ms with one more layer, 14 with nine: 1 ms each; a draft of 2 ms: 10 ms for c = 5 are five layers."""
+    monkeypatch.setattr(weigh, "write_heavy", lambda *_: None)
+    costs = {"weigh 1": SimpleNamespace(target_ms=6.0), "weigh 9": SimpleNamespace(target_ms=14.0)}
+    costs["weigh draft"] = SimpleNamespace(target_ms=9.0, step_ms=2.0)
+
+    @contextmanager
+    def serve(_target: Path, _server: Server | None, name: str) -> Any:
+        yield name
+
+    setup: Any = SimpleNamespace(folder=tmp_path, serve=serve, command=lambda *_: [])
+    monkeypatch.setattr(weigh, "run_group", lambda server, *_: SimpleNamespace(cost=costs[server]))
+    layers, found = weigh.weigh(setup, TARGET, [5.0, 10.0, 1.0], [{}, {}], lambda _text: None)
+    assert layers == {5.0: 5, 10.0: 15, 1.0: 0}
+    assert found["layer_ms"] == 1.0
+    costs["weigh 9"] = SimpleNamespace(target_ms=5.0)
+    with pytest.raises(RuntimeError, match="quiet machine"):
+        weigh.weigh(setup, TARGET, [5.0], [{}, {}], lambda _text: None)
+
+
+class TestObserver:
+    def test_one_line_a_batch_though_workers_call_each_other(self) -> None:
+        sink = io.StringIO()
+        batch = SimpleNamespace(
+            forward_mode=SimpleNamespace(is_decode=lambda: True), reqs=[SimpleNamespace(rid="strict/3")]
+        )
+        result = SimpleNamespace(accept_lens=torch.tensor([4]), speculative_num_draft_tokens=8)
+
+        def inner(_worker: Any, batch: Any) -> Any:
+            return result
+
+        def outer(_worker: Any, batch: Any) -> Any:
+            observer.clock.timed("draft_step", lambda: None)
+            return observer._around_batch(sink, inner, None, None)
+
+        assert observer._around_batch(sink, outer, None, batch) is result
+        (told,) = [json.loads(each) for each in sink.getvalue().splitlines()]
+        assert (told["kind"], told["accepted"], told["drafted"], told["steps"]) == ("decode", [3], 7, 1)
+        assert told["arms"] == ["strict"] and told["ended"] >= told["began"]
+
+
+class TestChains:
+    ANSWER = Recorded(
+        tokens=(1, 2, 3, 4, 5, 6),
+        positions=tuple(Position((0.9,) * LONGEST, accepted) for accepted in (2, 1, 0, 3, 1)),
+        prompt=(7, 8),
+    )
+
+    def test_a_policy_is_played_from_round_to_round(self) -> None:
+        """Chains of two: behind token 0 two are accepted, then behind token 3 three would be: two rounds."""
+        found = play([self.ANSWER], fixed(2), 5.0, lambda rows: 1.0 + 0.1 * rows)
+        assert (found["T"], found["draft_steps"]) == (2.0, 2.0)
+        assert found["speedup"] == pytest.approx(5 / (2 * (2 / 5 + 1.3)))
+
+    def test_reading_the_last_token_costs_a_forward(self) -> None:
+        less, more = (play([self.ANSWER], policy(2), 5.0, lambda _rows: 1.0) for policy in (fixed, read_last))
+        assert more["draft_steps"] - less["draft_steps"] == 1.0
+
+    def test_nobody_beats_knowledge(self) -> None:
+        rng = random.Random(0)
+        answers = []
+        for _ in range(20):
+            accepted = [min(LONGEST, int(rng.expovariate(0.3))) for _ in range(40)]
+            positions = tuple(Position(tuple(rng.random() for _ in range(LONGEST)), n) for n in accepted)
+            answers.append(Recorded(tuple(range(41)), positions, ()))
+        verify = lambda rows: 1.0 + 0.05 * rows  # noqa: E731
+        best = play(answers, knowing(), 5.0, verify)["speedup"]
+        for policy in (fixed(1), fixed(4), fixed(10), stopping(0.3), stopping(0.7), following(0.3)):
+            assert play(answers, policy, 5.0, verify)["speedup"] <= best
+
+    def test_stopping_is_what_the_plugin_does(self) -> None:
+        """`EarlyStop` on logits with these probabilities ends its chains in the same places."""
+        rng = random.Random(1)
+        for _ in range(50):
+            confidence = tuple(rng.uniform(0.5, 1.0) for _ in range(LONGEST))
+            stop = EarlyStop(0.4, torch.zeros(1))
+            ends = (
+                number
+                for number, p in enumerate(confidence, 1)
+                if stop.is_reached(torch.tensor([[p, 1 - p]]).log()) or number == LONGEST
+            )
+            answer = Recorded((1, 2), (Position(confidence, LONGEST),), ())
+            played: Any = SimpleNamespace(answer=answer, place=0)
+            assert stopping(0.4)(played).length == next(ends)
+
+    def test_a_repeated_context_is_looked_up(self) -> None:
+        answer = Recorded((1, 2, 3, 9, 1, 2, 3, 9, 1), tuple(Position((0.5,) * LONGEST, 0) for _ in range(8)), ())
+        played: Any = SimpleNamespace(answer=answer, place=6)
+        chain = looking_up(fixed(4))(played)
+        assert (chain.length, chain.accepted, chain.steps) == (4, 2, 1.0), "9 1 2 3 follow; the answer has 9 1"
+        assert looking_up(fixed(4))(SimpleNamespace(answer=answer, place=2)).length == 4  # type: ignore[arg-type]

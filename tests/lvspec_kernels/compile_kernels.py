@@ -100,9 +100,7 @@ def main() -> None:
         constants["PARTS"] = 64
         compile_kernel("row_choice", "_row_choice_join_kernel", {**row, **outputs}, constants, aligned)
 
-    compile_kernel(
-        "visual_mass", "_visual_mass_join_kernel", {"mass_ptr": "*fp32", **PARTS}, {**NODES, "SPLITS": 32}
-    )
+    compile_kernel("visual_mass", "_visual_mass_join_kernel", {"mass_ptr": "*fp32", **PARTS}, {**NODES, "SPLITS": 32})
     pointers = {"lse_ptr": "*fp32", "heads_ptr": "*i64", "mass_ptr": "*fp32", **PARTS}
     compile_kernel("mass_from_lse", "_mass_from_lse_join_kernel", pointers, {**NODES, "SPLITS": 32})
     similarity = {**NODES, "TOP_N": 10, "TOP": 16}
@@ -117,8 +115,7 @@ def main() -> None:
         paged = {**CONTEXT, **PARTS, "kv_lens_ptr": lengths}
         mass = {"query_ptr": ours, "keys_ptr": theirs, "heads_ptr": "*i64", **paged}
         compile_kernel("visual_mass", "_visual_mass_part_kernel", mass, NODES | heads, aligned)
-        constants = NODES | heads | {"BLOCK_CONTEXT": 64}
-        compile_kernel("mass_from_lse", "_mass_from_lse_part_kernel", mass, constants, aligned)
+        compile_kernel("mass_from_lse", "_mass_from_lse_part_kernel", mass, NODES | heads, aligned)
         states = {"states_ptr": ours, "visual_state_ptr": theirs, **paged}
         compile_kernel("visual_similarity", "_visual_similarity_part_kernel", states, similarity | in_float32, aligned)
         joined = {"states_ptr": ours, "similarity_ptr": "*fp32", **PARTS}

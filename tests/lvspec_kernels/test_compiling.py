@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lvspec_kernels.tuning import TABLE
-
 WIDE = {
     "_row_choice_part_kernel",
     "_visual_mass_part_kernel",
+    "_mass_from_lse_part_kernel",
     "_visual_similarity_part_kernel",
     "_context_scores_total_kernel",
     "_context_scores_sum_kernel",
@@ -53,7 +52,7 @@ def test_every_kernel_compiles_for_a_gpu(compiled: list[list[str]]) -> None:
 
 
 def test_the_tables_sizes_spill_no_register(compiled: list[list[str]]) -> None:
-    spilled = [line for line in compiled if line[0] in TABLE and int(line[2])]
+    spilled = [line for line in compiled if int(line[2])]
     assert not spilled, "smaller blocks, or fewer stages, in lvspec_kernels/tuning.py"
 
 

@@ -86,9 +86,9 @@ def context_scores_triton(
 ) -> torch.Tensor:
     """`context_scores` in two launches: what each row and head adds up to, then what each entry gets of it.
 
-    A KV head is read for all pairs of a row and a query head that share it. In the first launch a program has a block of
-    them and a split of the context, in the second all of them and a block of entries: nothing is added up in a random
-    order. `sizes` replace those of `tuning.TABLE`.
+    A KV head is read for all pairs of a row and a query head that share it. In the first launch a program has a block
+    of them and a split of the context, in the second all of them and a block of entries: nothing is added up in a
+    random order. `sizes` replace those of `tuning.TABLE`.
     """
     num_rows, num_heads, head_dim = query.shape
     num_kv_heads, length = keys.shape[1], len(slots)
@@ -221,7 +221,7 @@ def _context_scores_total_kernel(
         keys = _load_keys(
             keys_ptr, slots_ptr, entry, L, keys_slot_stride, keys_head_stride, keys_dim_stride, E, IN_FLOAT32, BLOCK_E
         )
-        # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+        # For float32: on tensor cores, three products to 2 ** -22; a plain one spills registers.
         scores = tl.dot(query, keys, input_precision="tf32x3") * scale
         is_seen = (entry[None] <= last[:, None]) & (entry < L)[None]
         scores = tl.where(is_seen, scores, float("-inf"))

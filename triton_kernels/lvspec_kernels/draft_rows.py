@@ -13,7 +13,6 @@ import triton.language as tl
 from lvspec_kernels.tuning import blocks
 
 
-
 def draft_rows(
     req_to_token: torch.Tensor,
     rows: torch.Tensor,

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_CONTEXT = 64  # positions in a step of a program; blocks of visual slots alone cost 5 bytes a position
-ENOUGH_PROGRAMS = 512  # fill a large GPU several times over; more splits only make the join longer
+from lvspec_kernels.tuning import blocks
+
 LOG2_E = math.log2(math.e)
 
 
@@ -134,19 +134,22 @@ def mass_from_lse_triton(
     scale: float,
     lse: torch.Tensor,
     splits: int | None = None,
+    **sizes: int,
 ) -> torch.Tensor:
     """`mass_from_lse` in two launches: a program per head, request and split of its context, then one that joins.
 
-    The number of splits follows from shapes alone, because lengths are known on the device only.
+    The number of splits follows from shapes alone, because lengths are known on the device only; more of them than fill
+    the GPU only make the join longer. `sizes` replace those of `tuning.TABLE`.
     """
     num_nodes, num_heads, head_dim = query.shape
     mass = torch.empty(num_nodes, len(heads), dtype=torch.float32, device=query.device)
     if not mass.numel():
         return mass
     num_requests, max_context = len(rows), req_to_token.shape[1]
+    table = blocks("mass_from_lse", query.device, torch.float32 in (query.dtype, keys.dtype), **sizes)
     if splits is None:
-        splits = triton.cdiv(ENOUGH_PROGRAMS, num_requests * len(heads))
-        splits = min(splits, triton.cdiv(max_context, BLOCK_CONTEXT))
+        splits = triton.cdiv(table["programs"], num_requests * len(heads))
+        splits = min(splits, triton.cdiv(max_context, table["block_context"]))
     width = num_nodes // num_requests
     nodes = max(16, triton.next_power_of_2(width))  # tl.dot takes no fewer rows
     heads = heads.contiguous()
@@ -172,7 +175,9 @@ def mass_from_lse_triton(
         IN_FLOAT32=query.dtype != keys.dtype or not query.is_cuda,
         NODES=nodes,
         BLOCK_E=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_CONTEXT=BLOCK_CONTEXT,
+        BLOCK_CONTEXT=table["block_context"],  # blocks of visual slots alone cost 5 bytes a position
+        num_warps=table["num_warps"],
+        num_stages=table["num_stages"],
     )
     _mass_from_lse_join_kernel[(len(heads), num_requests)](
         parts, lse, heads, mass, splits, *lse.stride(), D=width, NODES=nodes, SPLITS=triton.next_power_of_2(splits)
@@ -253,7 +258,8 @@ def _mass_from_lse_part_kernel(
             )
             if IN_FLOAT32:
                 keys = keys.to(tl.float32)
-            scores = tl.dot(query, keys, input_precision="ieee") * scale
+            # For float32: on tensor cores, three products to 2 ** -22; a plain one spills registers.
+            scores = tl.dot(query, keys, input_precision="tf32x3") * scale
             scores = tl.where(is_seen & is_read[None], scores, float("-inf"))
             larger = tl.maximum(largest, tl.max(scores, axis=1))
             origin = tl.where(larger == float("-inf"), 0.0, larger)  # nothing seen yet: -inf minus -inf is no number

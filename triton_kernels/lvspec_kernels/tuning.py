@@ -1,7 +1,7 @@
 """Block sizes, warps and splits of every kernel: one table, by op and by GPU. No result depends on them but its time.
 
-What `make gpu-bench` finds with --tune is pasted into `TABLE` below. It is code and no data file, so that it is reviewed
-as code, needs no place in the wheel, and nothing is read from disk in a round.
+What `make gpu-bench ARGS=--tune` finds is pasted into `TABLE` below. It is code and no data file: it is reviewed as
+code, needs no place in the wheel, and nothing is read from disk in a round.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 Sizes = dict[str, int]
 
 # op -> beginning of the GPU's name as torch has it ("NVIDIA H200") -> sizes. "" is for every GPU, others replace what
-# they name; of several beginnings the longest counts. `programs` is how many fill the GPU: work is split until there are
-# so many. "op, float32" is for float32 operands of matrix products, whose tiles take three times the registers.
+# they name; of several beginnings the longest counts. `programs` is how many fill the GPU: work is split until there
+# are so many. "op, float32" is for float32 operands of matrix products, whose tiles take three times the registers.
 #
 # No entry has been measured. The defaults compile for compute capability 9.0 without a spilled register and with loads
 # of 16 bytes (tests/lvspec_kernels/test_compiling.py), and give the largest GPU of that kind (132 multiprocessors) at
@@ -26,15 +26,15 @@ TABLE: dict[str, dict[str, Sizes]] = {
     # `block` logits in 32 registers of each thread; small ones make small barriers, and 418 programs of eleven rows.
     "row_choice": {"": {"block": 4096, "num_warps": 4}},
     "visual_mass": {"": {"block_context": 64, "programs": 512, "num_warps": 4, "num_stages": 3}},
+    "mass_from_lse": {"": {"block_context": 64, "programs": 512, "num_warps": 4, "num_stages": 3}},
+    "mass_from_lse, float32": {"": {"block_context": 32, "programs": 512, "num_warps": 4, "num_stages": 3}},
     "visual_similarity": {
         "": {"block_context": 64, "block_hidden": 128, "programs": 256, "num_warps": 4, "num_stages": 3}
     },
     "visual_similarity, float32": {
         "": {"block_context": 64, "block_hidden": 32, "programs": 256, "num_warps": 4, "num_stages": 3}
     },
-    "context_scores": {
-        "": {"block_context": 64, "block_pairs": 32, "programs": 512, "num_warps": 4, "num_stages": 3}
-    },
+    "context_scores": {"": {"block_context": 64, "block_pairs": 32, "programs": 512, "num_warps": 4, "num_stages": 3}},
     "context_scores, float32": {
         "": {"block_context": 64, "block_pairs": 16, "programs": 512, "num_warps": 4, "num_stages": 3}
     },

@@ -238,7 +238,7 @@ def _visual_mass_part_kernel(
         )
         if IN_FLOAT32:
             keys = keys.to(tl.float32)
-        # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+        # For float32: on tensor cores, three products to 2 ** -22; a plain one spills registers.
         scores = tl.dot(query, keys, input_precision="tf32x3") * scale
         scores = tl.where(position[None] < limit[:, None], scores, float("-inf"))
 

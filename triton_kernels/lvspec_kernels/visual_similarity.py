@@ -219,7 +219,7 @@ def _visual_similarity_part_kernel(
                 )
                 if IN_FLOAT32:
                     states, visual = states.to(tl.float32), visual.to(tl.float32)
-                # Says how float32 is multiplied, on tensor cores: three products are off by 2 ** -22, a plain one spills registers.
+                # For float32: on tensor cores, three products to 2 ** -22; a plain one spills registers.
                 products = tl.dot(states, visual, products, input_precision="tf32x3")
             products = tl.where(is_visual[None], products, float("-inf"))
             for _ in range(TOP_N):

@@ -68,7 +68,7 @@ def main() -> None:
     """Parse the command line, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5.0, help="what is not begun by then is left out")
+    parser.add_argument("--minutes", type=float, default=4.0, help="what is not begun by then is left out")
     parser.add_argument("--seconds", type=float, default=0.1, help="that one measurement should take")
     parser.add_argument("--share-of-memory", type=float, default=0.5, help="of the GPU, at most")
     parser.add_argument("--tune", action="store_true", help="try the sizes of lvspec_kernels/tuning.py instead")

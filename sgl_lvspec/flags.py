@@ -70,6 +70,26 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     )
     _add_context_arguments(group)
     group.add_argument(
+        "--lvspec-cascade",
+        type=_yaml_word,
+        choices=("on", "off"),
+        help="on: the target reads a video once for all requests of a batch that ask about it, instead of once for "
+        "each. Needs --device cpu; default off.",
+    )
+    group.add_argument(
+        "--lvspec-draft-graph",
+        type=_yaml_word,
+        choices=("on", "off"),
+        help="off: run the draft's steps one by one on a GPU. on, the default: as a CUDA graph, unless SGLang captures "
+        "no decode steps (--disable-cuda-graph).",
+    )
+    group.add_argument(
+        "--lvspec-debug-sync",
+        type=_yaml_word,
+        choices=("on", "off"),
+        help="on: raise an error where the plugin's part of a round waits for the device; default off.",
+    )
+    group.add_argument(
         "--lvspec-video-time",
         choices=VIDEO_TIMES,
         help="fixed: give the Qwen-VL processor the real frame times of a video (default with LVSPEC; also works "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_lvspec import SGLANG_TESTED
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.flags import config_of
+from sgl_lvspec.graphs import sglang_waits
 from sgl_lvspec.models import ModelFacts, find_misfit, read_facts
 from sgl_lvspec.relevance.calibration import examine_calibration
 
@@ -76,6 +77,11 @@ def validate(server_args: ServerArgs) -> None:
         if found != value:
             raise ValueError(f"LVSPEC needs {flag} at {value!r} ({reason}); found {found!r}. Drop the flag.")
     _require_attention_backend(server_args)
+    if server_args.device != "cpu" and config_of(server_args).cascade == "on":
+        raise ValueError(
+            "--lvspec-cascade on needs --device cpu: on a GPU shared and own parts would have to be planned for every "
+            f"round, for CUDA graphs too, which nobody has tried on one; found {server_args.device}. Drop the flag."
+        )
     if server_args.page_size not in (None, 1):
         raise ValueError(
             "LVSPEC needs --page-size 1: the draft's KV pool holds single tokens of a context, and on CPU SGLang finds "
@@ -120,6 +126,7 @@ def set_defaults(server_args: ServerArgs) -> None:
             )
         server_args.attention_backend = CPU_BACKEND
         server_args.disable_overlap_schedule = True  # SGLang has none for speculation on CPU
+    sglang_waits.spare(server_args)
 
 
 def _require_tested_sglang() -> None:

@@ -1,7 +1,8 @@
 """`lvspec_cpu`: an SGLang attention backend for CPU that knows decode, extend, target-verify and draft steps.
 
 Created by SGLang's runners (`attention.register`) and, for the draft's steps, by `drafting.chain`. Chains only: a
-verify row sees the committed context and the chain before it, so no tree mask is read.
+verify row sees the committed context and the chain before it, so no tree mask is read. Decode and verify forwards read
+a video that requests share once, where the worker asks for it (`cascade`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
+from sgl_lvspec.attention.cascade import Cascade, CascadeRows, attend_cascade
 from sgl_lvspec.attention.paged import PagedRows, attend
 
 if TYPE_CHECKING:
@@ -22,13 +24,19 @@ if TYPE_CHECKING:
 
 
 class CpuAttnBackend(AttentionBackend):
-    """Grouped-query attention over SGLang's paged KV pool, float32 or bfloat16, batched where lengths allow."""
+    """Grouped-query attention over SGLang's paged KV pool, float32 or bfloat16, batched where lengths allow.
+
+    Attributes:
+        cascade: finds what requests share; None: every request reads its own context.
+    """
+
+    cascade: Cascade | None = None
 
     def __init__(self, model_runner: ModelRunner) -> None:
         super().__init__()
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
-        self.rows: PagedRows | None = None  # of the forward under way; set by init_forward_metadata
+        self.rows: PagedRows | CascadeRows | None = None  # of the forward under way; set by init_forward_metadata
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Plan the forward: which slots each query row reads. Called by SGLang once a forward."""
@@ -44,7 +52,11 @@ class CpuAttnBackend(AttentionBackend):
             query_lens, kv_lens = [width] * len(lens), [n + width for n in lens]
         else:
             query_lens, kv_lens = [int(n) for n in forward_batch.extend_seq_lens.tolist()], lens
-        self.plan(forward_batch.req_pool_indices, query_lens, kv_lens)
+        if self.cascade is not None and (mode.is_decode() or mode.is_target_verify()):
+            table = self.req_to_token_pool.req_to_token
+            self.rows = self.cascade.plan(table, forward_batch.req_pool_indices, query_lens, kv_lens)
+        else:
+            self.plan(forward_batch.req_pool_indices, query_lens, kv_lens)
 
     def plan(self, req_pool_indices: torch.Tensor, query_lens: list[int], kv_lens: list[int]) -> None:
         """Set the forward's rows from lengths; `kv_lens` include the query rows."""
@@ -70,14 +82,16 @@ class CpuAttnBackend(AttentionBackend):
         if save_kv_cache and k is not None and v is not None:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         assert self.rows is not None, "lvspec_cpu: init_forward_metadata must run before the forward"
-        output = attend(
-            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
-            self.rows,
-            layer.scaling,
-            causal=layer.attn_type != AttentionType.ENCODER_ONLY,
-        )
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
+        is_causal = layer.attn_type != AttentionType.ENCODER_ONLY
+        if isinstance(self.rows, CascadeRows):
+            assert is_causal and self.cascade is not None, "decode and verify rows are causal"
+            output = attend_cascade(query, keys, values, self.rows, layer.scaling)
+            self.cascade.note(self.rows, keys, values)
+        else:
+            output = attend(query, keys, values, self.rows, layer.scaling, causal=is_causal)
         return output.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     forward_decode = forward_extend

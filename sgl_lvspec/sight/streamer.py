@@ -46,4 +46,6 @@ def after_get_output_streamer_class(
         HostReport.counters = Counters(labels, scheduler.draft_worker.speculative_num_steps)
         tally = scheduler.draft_worker.draft_tally
         tally.counters = ContextCounters(labels, tally.pool_bytes)
+        if scheduler.draft_worker.cascade is not None:
+            scheduler.draft_worker.cascade.register(labels)
     return LVSpecOutputStreamer

@@ -83,6 +83,7 @@ def test_a_preset_without_lvspec_is_refused(mended: list[Any]) -> None:
         ("--lvspec-protect-digits", "maybe"),
         ("--lvspec-scorer", "chance"),
         ("--lvspec-mass", "values"),
+        ("--lvspec-cascade", "yes"),
         ("--lvspec-relaxation", "much"),
         ("--lvspec-window", "1.5"),
         ("--lvspec-context", "some"),
@@ -115,6 +116,7 @@ ALL_FLAGS: dict[str, tuple[str, Any]] = {
     "keep": ("0.25", 0.25),
     "keep_min": ("0", 0),
     "draft_tokens": ("5000", 5000),
+    "cascade": ("on", "on"),
 }
 
 

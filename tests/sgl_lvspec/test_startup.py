@@ -200,6 +200,19 @@ def test_on_a_gpu_the_cpu_backend_is_refused(fitting: list[Any], field: str) -> 
     )
 
 
+def test_shared_videos_are_read_once_on_cpu_alone(fitting: list[Any]) -> None:
+    record = _record(device="cuda", attention_backend="flashinfer")
+    record._lvspec = LVSpecConfig(cascade="on")
+    message = _refusal(record)
+    assert message.startswith("--lvspec-cascade on needs --device cpu: ")
+    assert message.endswith("found cuda. Drop the flag.")
+    record._lvspec = LVSpecConfig(cascade="off")
+    startup.validate(record)  # type: ignore[arg-type]
+    record = _record()
+    record._lvspec = LVSpecConfig(cascade="on")
+    startup.validate(record)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("preset", "is_refused"), [("strict", False), ("conservative", True), ("paper", True)])
 def test_protected_tokens_need_a_tokenizer(fitting: list[Any], preset: str, is_refused: bool) -> None:
     record = _record(skip_tokenizer_init=True)

@@ -97,20 +97,22 @@ def test_health_checks_and_requests_without_a_token_are_not_counted(gained: Call
     assert gained("requests_total", mode="strict") == 0
 
 
+@pytest.mark.parametrize("is_cascade", [True, False])
 @pytest.mark.parametrize("reports", [True, False])
-def test_only_a_rank_that_reports_has_metrics(reports: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_rank_that_reports_has_metrics(reports: bool, is_cascade: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[object, ...]] = []
     monkeypatch.setattr(streamer, "Counters", lambda *args: made.append(args) or "counters")
     monkeypatch.setattr(streamer, "ContextCounters", lambda *args: args)
     tally = ContextTally(pool_bytes=5)
+    cascade = SimpleNamespace(register=lambda *args: made.append(("cascade", *args))) if is_cascade else None
     scheduler: Any = SimpleNamespace(
         metrics_reporter=SimpleNamespace(current_scheduler_metrics_enabled=reports),
         metrics_collector=SimpleNamespace(labels=LABELS) if reports else None,
-        draft_worker=SimpleNamespace(speculative_num_steps=K, draft_tally=tally),
+        draft_worker=SimpleNamespace(speculative_num_steps=K, draft_tally=tally, cascade=cascade),
     )
     base = LVSpecOutputStreamer.__mro__[1]
     assert after_get_output_streamer_class(base, scheduler) is LVSpecOutputStreamer
-    assert made == ([(LABELS, K)] if reports else [])
+    assert made == ([(LABELS, K), *([("cascade", LABELS)] if is_cascade else [])] if reports else [])
     assert HostReport.counters == ("counters" if reports else None)
     assert tally.counters == ((LABELS, 5) if reports else None)
 

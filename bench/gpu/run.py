@@ -76,7 +76,8 @@ def main() -> None:
     if not has_gpu():
         print("gpu-bench: skipped: no GPU")
         return
-    timer, device = CudaTimer(args.seconds), torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    timer = CudaTimer(device, args.seconds)
     made = provenance("bench.gpu.run")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     gpu = made["gpu"]["name"]

@@ -11,7 +11,6 @@ import torch
 Call = Callable[[], Any]
 WARM_UPS = 3  # the first call compiles
 REPEATS = (20, 200)  # at least, at most
-SECONDS = 0.25  # that a measurement should take
 
 
 class Timer(Protocol):
@@ -25,17 +24,17 @@ class Timer(Protocol):
 
 
 class CudaTimer:
-    """Measures on the current GPU.
+    """Measures on a GPU.
 
     Attributes:
         flushed: bytes that are written before each call, four times the L2 cache. Writing them takes longer than the
             host needs to launch what comes next, so that events stand close around the kernels.
     """
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
-        self.flushed = 4 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self._flush = torch.empty(self.flushed // 4, dtype=torch.int32, device="cuda")
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self._seconds = seconds  # that a measurement should take
+        self.flushed = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(self.flushed // 4, dtype=torch.int32, device=device)
 
     def launched(self, call: Call) -> float:
         for _ in range(WARM_UPS):

@@ -7,7 +7,10 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from bench.gpu.models import (
 from bench.gpu.ops import LOGITS, OPS, Op, op_of
 from bench.gpu.report import code, markdown
 from bench.gpu.rounds import RULE, SCORERS, seconds_of
+from bench.gpu.timing import CudaTimer
 from lvspec_kernels.tuning import TABLE
 from tests.lvspec_kernels.tiny_ops import MODEL, tiny_arguments, tiny_shape
 
@@ -36,6 +40,80 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 DRAFT = Model("tiny draft", layers=1, hidden=32, mlp=48, heads=2, kv_heads=1, head_dim=16, vocabulary=96)
 by_name = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+
+
+class FakeCuda:
+    """CUDA's events and graphs on a clock of ours. A flush takes a second, and what is timed says how long it takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.captures, self.log = 0.0, False, []
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = cuda.now
+
+            def elapsed_time(self, other: Any) -> float:
+                return (other.at - self.at) * 1e3
+
+        class Graph:
+            def replay(self) -> None:
+                cuda.spend(*self.work)
+
+        @contextmanager
+        def capture(graph: Graph) -> Iterator[None]:
+            self.captured: list[tuple[str, float]] = []
+            self.captures = True
+            yield
+            self.captures = False
+            graph.work = ("replay", sum(seconds / 2 for _, seconds in self.captured))
+
+        properties = SimpleNamespace(L2_cache_size=64, multi_processor_count=3, total_memory=1 << 20, name="GPU")
+        for name, value in {
+            "Event": Event, "CUDAGraph": Graph, "graph": capture, "synchronize": lambda: None,
+            "get_device_properties": lambda _: properties,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        zero = torch.Tensor.zero_
+
+        def flush(tensor: torch.Tensor) -> torch.Tensor:
+            assert tensor.nbytes == 256
+            self.spend("flush", 1.0)
+            return zero(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "zero_", flush)
+
+    def spend(self, what: str, seconds: float) -> None:
+        if self.captures:
+            self.captured.append((what, seconds))
+            return
+        self.log.append(what)
+        self.now += seconds
+
+
+def test_the_median_of_calls_with_an_empty_cache_is_what_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    timer = CudaTimer(CPU, seconds=0.5)
+    assert timer.flushed == 4 * 64
+    times = iter([9.0] * 6 + [0.01] * 20 + [0.02] * 10 + [0.03] * 20)  # warm-ups, then 0.5 s by 9 s: at least 20 calls
+    assert timer.launched(lambda: cuda.spend("call", next(times))) == pytest.approx(0.01)
+    assert cuda.log == ["call"] * 3 + ["flush", "call"] * 23
+    cuda.log.clear()
+    assert timer.launched(lambda: cuda.spend("call", 2.0**-7)) == pytest.approx(2.0**-7)
+    assert cuda.log.count("flush") == 3 + 64  # so many in half a second
+    cuda.log.clear()
+    assert timer.launched(lambda: cuda.spend("call", 1e-7)) == pytest.approx(1e-7, rel=1e-3)
+    assert cuda.log.count("flush") == 3 + 200
+
+
+def test_a_graph_is_captured_once_after_warming_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    assert CudaTimer(CPU, seconds=0.5).replayed(lambda: cuda.spend("call", 0.04)) == pytest.approx(0.02)
+    assert cuda.log[:3] == ["call"] * 3 and set(cuda.log[3:]) == {"replay", "flush"}
+    assert cuda.captured == [("call", 0.04)]
 
 
 class CountingTimer:
@@ -240,6 +318,48 @@ def test_sizes_are_tried_on_shapes_of_a_round_and_the_tables_own_are_among_them(
     assert len(shapes) == len(set(shapes)) and all(shape.model is QWEN_32B for shape in shapes)
     if op.grid:
         assert all(size in op.grid[name] for name, size in TABLE[op.name][""].items())
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, on_definitions: None) -> None:
+    """`run.main` with tiny models on CPU, which takes itself for a GPU."""
+    timer = CountingTimer()
+    timer.flushed = 256
+    names = {
+        "has_gpu": lambda: True, "CudaTimer": lambda *_: timer, "TARGET": MODEL, "DRAFT": DRAFT, "REQUESTS": (1, 2),
+        "MODELS": (DRAFT, MODEL), "SLOTS": (20, 70), "copy_bandwidth": lambda *_: 1e9,
+        "provenance": lambda module: {"module": module, "gpu": {"name": "NVIDIA X 80GB", "memory_bytes": 1 << 30}},
+        "torch": SimpleNamespace(device=lambda *_: CPU, cuda=torch.cuda, bfloat16=torch.float32),
+    }  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_the_program_writes_numbers_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["run", "--out", str(out), "--minutes", "9"])
+    run.main()
+    written = json.loads(out.read_text())
+    assert written["provenance"]["module"] == "bench.gpu.run" and written["flushed_bytes"] == 256
+    assert not [found for found in written["ops"] if "left_out" in found] and len(written["rounds"]) == 4
+    assert out.with_suffix(".md").read_text() == markdown(written)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_tuning_writes_what_it_tried_and_prints_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / "gpu.json"), "--tune"])
+    run.main()
+    written = json.loads((tmp_path / "gpu-tuning-nvidia-x-80gb.json").read_text())
+    assert {found["op"] for found in written["ops"]} == {op.name for op in OPS if op.grid}
+    said = capsys.readouterr().out
+    for found in written["ops"]:
+        assert code("NVIDIA X 80GB", [found]) in said
+        assert len(found["tried"]) == math.prod(len(values) for values in op_of(found["op"]).grid.values())
+    assert not (tmp_path / "gpu.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -41,12 +39,13 @@ class Pair:
 
 @dataclass
 class Server:
-    """A running server; `model` is the name that OpenAI clients send."""
+    """A running server; `model` is the name that OpenAI clients send, `reservation` keeps its port for it."""
 
     url: str
     process: subprocess.Popen[bytes]
     log: Path
     model: str
+    reservation: socket.socket
 
     def generate(self, payload: dict, timeout: float = 300.0) -> dict:
         """Answer of `/generate`; fails the test with the server's message on anything but 200."""
@@ -73,6 +72,7 @@ class Server:
         for process in alive:
             process.kill()
         self.process.wait(timeout=20)
+        self.reservation.close()
 
 
 def lvspec_args(pair: Pair) -> tuple[str, ...]:
@@ -88,7 +88,8 @@ def start(target: Path, *args: str, log: Path, env: dict[str, str] | None = None
 
 def launch(target: Path, *args: str, log: Path, env: dict[str, str] | None = None) -> Server:
     """A server that is only starting; `wait_for` it. It ends with the thread that calls this."""
-    port = _free_port()
+    reservation = _reserve_port()
+    port = reservation.getsockname()[1]
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(target), "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
     with log.open("wb") as sink:
@@ -96,7 +97,7 @@ def launch(target: Path, *args: str, log: Path, env: dict[str, str] | None = Non
             [*command, *COMMON_ARGS, *args], cwd=log.parent, env=environment, stdout=sink, stderr=subprocess.STDOUT,
             preexec_fn=_end_with_parent,  # noqa: PLW1509 (it takes no lock that a thread may hold)
         )  # fmt: skip
-    return Server(f"http://127.0.0.1:{port}", process, log, str(target))
+    return Server(f"http://127.0.0.1:{port}", process, log, str(target), reservation)
 
 
 def wait_for(server: Server) -> Server:
@@ -128,10 +129,10 @@ def _tail(log: Path, lines: int = 40) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _free_port() -> int:
-    """Below the ports that connections get by themselves, of which one may be taken while the server starts."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 30_000)  # a test may seed the global generator
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+def _reserve_port() -> socket.socket:
+    """A socket at a free port. While it is open nothing else is given the port, but what asks for it by number may
+    listen there, as both reuse the address."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder

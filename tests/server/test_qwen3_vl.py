@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from tests.server.serving import PLAIN_ARGS, Pair, Server, lvspec_args, start
+from tests.server.serving import PLAIN_ARGS, Pair, Server, launch, lvspec_args, wait_for
 from tests.server.test_strict_ids import outcome
 
 SITUATIONS = ("text", "image", "video", "video_again", "two_videos", "multi_turn")
@@ -75,19 +75,28 @@ def _pixels(least: int, most: int) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def answers_alone(checkpoint: Path, log_dir: Path, requests_by_name: dict[str, dict]) -> Iterator[dict[str, dict]]:
-    server = start(checkpoint, *PLAIN_ARGS, log=log_dir / "qwen3_plain.log")
-    yield {name: server.generate(requests_by_name[name]) for name in SITUATIONS}
-    server.stop()
+def servers(checkpoint: Path, log_dir: Path) -> Iterator[tuple[Server, Server]]:
+    """The target alone, and with itself as the draft; they start side by side. Chains have their full length: of random
+    weights no word is likely enough for a long one."""
+    twin = (*lvspec_args(Pair(checkpoint, checkpoint)), "--lvspec-draft-stop", "0")
+    flags = {"qwen3_plain": PLAIN_ARGS, "qwen3_twin": twin}
+    starting = [launch(checkpoint, *more, log=log_dir / f"{name}.log") for name, more in flags.items()]
+    try:
+        plain, twin_server = map(wait_for, starting)
+        yield plain, twin_server
+    finally:
+        for server in starting:
+            server.stop()
 
 
 @pytest.fixture(scope="module")
-def twin_server(checkpoint: Path, log_dir: Path) -> Iterator[Server]:
-    """Chains have their full length: of random weights no word is likely enough for a long one."""
-    twin = Pair(checkpoint, checkpoint)
-    server = start(checkpoint, *lvspec_args(twin), "--lvspec-draft-stop", "0", log=log_dir / "qwen3_twin.log")
-    yield server
-    server.stop()
+def answers_alone(servers: tuple[Server, Server], requests_by_name: dict[str, dict]) -> dict[str, dict]:
+    return {name: servers[0].generate(requests_by_name[name]) for name in SITUATIONS}
+
+
+@pytest.fixture(scope="module")
+def twin_server(servers: tuple[Server, Server]) -> Server:
+    return servers[1]
 
 
 @pytest.mark.parametrize("name", SITUATIONS)

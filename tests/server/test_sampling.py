@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
@@ -31,6 +32,12 @@ def drawn(server: Server, video: str) -> Counter[tuple[int, ...]]:
     return Counter(tuple(answer["output_ids"]) for answer in answers)
 
 
+@pytest.fixture(scope="module")
+def theirs(plain_server: Server, videos: list[str]) -> Counter[tuple[int, ...]]:
+    """What the target alone drew."""
+    return drawn(plain_server, videos[0])
+
+
 def two_sample_p_value(ours: Counter, theirs: Counter) -> float:
     """Pearson's chi-square test that two equally large samples have one distribution."""
     total = ours + theirs
@@ -45,16 +52,15 @@ def two_sample_p_value(ours: Counter, theirs: Counter) -> float:
 
 
 def test_sampled_sequences_have_the_targets_distribution(
-    plain_server: Server, lvspec_server: Server, videos: list[str]
+    lvspec_server: Server, videos: list[str], theirs: Counter
 ) -> None:
-    ours, theirs = drawn(lvspec_server, videos[0]), drawn(plain_server, videos[0])
+    ours = drawn(lvspec_server, videos[0])
     p_value = two_sample_p_value(ours, theirs)
     assert p_value > FALSE_ALARM, f"p = {p_value:.2e}: ours {ours.most_common(5)}, alone {theirs.most_common(5)}"
 
 
-def test_the_comparison_can_fail(plain_server: Server, videos: list[str]) -> None:
+def test_the_comparison_can_fail(theirs: Counter) -> None:
     """Greedy answers, which is what SGLang's CPU verify gives at any temperature, are told apart."""
-    theirs = drawn(plain_server, videos[0])
     greedy = Counter({theirs.most_common(1)[0][0]: theirs.total()})
     assert two_sample_p_value(greedy, theirs) < FALSE_ALARM
 

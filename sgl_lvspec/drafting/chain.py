@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.runtime_context import get_schedule
@@ -200,8 +201,10 @@ class ChainDraftWorker(StandaloneDraftWorker):
             if step == 0 and lag is not None:
                 first = lag.beside(forward_batch)
                 backend.plan(first.req_pool_indices, [1] * first.batch_size, lag.lens_beside(lens).tolist())
-                logits = self._step(first, torch.cat([tokens, lag.ids]), torch.cat([slots[:, 0], lag.slots]), backend)
-                logits = logits[: len(rows)]
+                ids, places = torch.cat([tokens, lag.ids]), torch.cat([slots[:, 0], lag.slots])
+                # More rows, it may be, than requests fit in SGLang's input buffers. Without graphs nothing needs those.
+                with envs.SGLANG_EAGER_INPUT_NO_COPY.override(True):
+                    logits = self._step(first, ids, places, backend)[: len(rows)]
             else:
                 backend.plan(rows, [1] * len(rows), (lens + step + 1).tolist())
                 logits = self._step(forward_batch, tokens, slots[:, step], backend)

@@ -258,6 +258,20 @@ FORWARD = (
         _CHAIN,
         "one backend fewer than steps, so we ask for K + 2",
     ),
+    Seam("sglang.srt.environ", Has("envs EnvField"), _CHAIN, "a switch of SGLang's, for one forward"),
+    Seam("sglang.srt.environ.EnvField", Has("override"), _CHAIN, "a switch of SGLang's, for one forward"),
+    Seam(
+        "sglang.srt.environ.Envs",
+        Has("SGLANG_EAGER_INPUT_NO_COPY"),
+        _CHAIN,
+        "a forward with more rows than there are places for requests",
+    ),
+    Seam(
+        "sglang.srt.model_executor.runner.eager_runner.EagerRunner.load_batch",
+        Contains("envs.SGLANG_EAGER_INPUT_NO_COPY.get()", "replace(forward_batch)"),
+        _CHAIN,
+        "such a forward goes round the input buffers, which have a row for each place",
+    ),
     Seam(
         "sglang.srt.mem_cache.kv_loc_plan.KVLocPlan",
         Has("bind"),

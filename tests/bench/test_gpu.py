@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import kernel_tests, measure, run
+from bench.gpu import kernel_tests, machine, measure, run
 from bench.gpu.models import (
     MODELS,
     QWEN_7B,
@@ -98,7 +99,7 @@ def test_the_median_of_calls_with_an_empty_cache_is_what_a_call_takes(monkeypatc
     cuda = FakeCuda(monkeypatch)
     timer = CudaTimer(CPU, seconds=0.5)
     assert timer.flushed == 4 * 64
-    times = iter([9.0] * 6 + [0.01] * 20 + [0.02] * 10 + [0.03] * 20)  # warm-ups, then 0.5 s by 9 s: at least 20 calls
+    times = iter([9.0] * 6 + [0.01] * 11 + [0.02] * 9)  # warm-ups, then 0.5 s by 9 s: at least 20 calls
     assert timer.launched(lambda: cuda.spend("call", next(times))) == pytest.approx(0.01)
     assert cuda.log == ["call"] * 3 + ["flush", "call"] * 23
     cuda.log.clear()
@@ -275,6 +276,29 @@ def test_seconds_of_a_round_are_those_of_its_own_shape() -> None:
 
 
 @pytest.mark.usefixtures("on_definitions")
+def test_what_a_round_needs_is_measured_before_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    of_target = [shape for op in OPS for shape in op.shapes((MODEL,), (1, 2), (20, 70))]
+    found = everything(deadline=len(of_target) - 1)
+    measured = [result for result in found["ops"] if "left_out" not in result]
+    assert len(measured) == len(of_target) and {result["model"] for result in measured} == {None, "tiny"}
+    assert all(share is not None for row in found["rounds"] for share in row["share_of_round"].values())
+    assert [result["op"] for result in found["ops"]] == sorted(
+        (result["op"] for result in found["ops"]), key=[op.name for op in OPS].index
+    )
+
+
+def test_a_machine_without_git_and_driver_tools_has_a_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert machine.without_git("a module")["git"] == "git is not installed here"
+    assert machine.driver() == "unknown: no nvidia-smi"
+
+
+@pytest.mark.usefixtures("on_definitions")
 def test_what_does_not_fit_is_left_out_and_says_so() -> None:
     late = everything(deadline=time.monotonic() - 1)
     assert {found["left_out"] for found in late["ops"]} == {"time"}
@@ -381,7 +405,7 @@ def test_without_a_gpu_it_says_so_and_ends_well(module: str, arguments: list[str
 def test_kernel_tests_run_compiled_in_this_interpreter_file_by_file() -> None:
     commands = kernel_tests.commands(["-k", "relax"])
     files = {path.name for path in (ROOT / "tests/lvspec_kernels").glob("test_*.py")}
-    assert {Path(command[6]).name for command in commands} == files
+    assert {Path(command[8]).name for command in commands} == files
     assert all(command[0] == sys.executable and command[-2:] == ["-k", "relax"] for command in commands)
     environment = kernel_tests.environment({"TRITON_INTERPRET": "1", "PYTHONPATH": "mine"})
     assert environment["TRITON_INTERPRET"] == "0"

@@ -253,6 +253,22 @@ def test_an_id_outside_the_vocabulary_is_no_drafted_token(
     assert row.entropy.item() > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_choice_is_the_argmax_so_that_greedy_rounds_read_the_logits_once(
+    whole_rows: Implementation, dtype: torch.dtype, device: str
+) -> None:
+    """Few values, so that each row has its largest in most parts; and nothing but one token, as a grammar leaves it."""
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randint(0, 900, (5, 152_064), generator=rng).to(dtype)
+    logits[3] = -math.inf
+    logits[3, 151_999] = -1e30
+    logits[4, :100_000] = -math.inf
+    choice = whole_rows(logits.to(device), torch.full((5,), -1, device=device)).choice
+    assert choice.dtype == torch.int64
+    assert choice.tolist() == [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert torch.equal(choice, logits.to(device).argmax(dim=1))
+
+
 def test_other_strides_are_read_as_they_are(implementation: Implementation, device: str) -> None:
     logits, drafted, temperature = random_rows(5, 33)
     expected = rule(logits, drafted, temperature)

@@ -28,6 +28,11 @@ STOPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 FIXED = (2, 4, 6, 8, 10, 14)
 LOOKUP_NGRAM = 3  # tokens that must have stood before (FLy, arXiv 2511.22972, drafts by lookup where they have)
 BONUS_LABEL = 3
+WORDS = (
+    "Strict answers of the demo pair, played exactly; decoding speed-up by the cost model. D: verified rows, the chain "
+    "and one more. In brackets: if each chain were drafted beside the verify forward of the one before, at no cost to "
+    "it, and thrown away unless that was accepted whole (arXiv 2603.19610)."
+)
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,9 @@ def main() -> None:
     settings = {"clips": args.clips, "clip_seed": SEED, "tokens": sum(len(each.positions) for each in answers)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"provenance": about, "settings": settings, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
+    text = f"{WORDS}\n\n{settings['clips']} clips, {settings['tokens']} tokens.\n\n{table(rows)}\n"
+    args.out.with_suffix(".md").write_text(f"# Which chains pay\n\n{text}")
+    print(text)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

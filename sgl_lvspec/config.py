@@ -48,6 +48,8 @@ class LVSpecConfig:
         cascade: "on" has the target read a video that requests of a batch share once. CPU only (`startup`).
         draft_stop: a chain ends once the chance that it is accepted so far is below this; 0: never. CPU only, because
             the host looks at every step; unset, DEFAULT_DRAFT_STOP there and 0 elsewhere.
+        draft_graph: "on" captures the draft's steps as a CUDA graph, on a GPU where SGLang captures decode steps.
+        debug_sync: "on" raises where our part of a round would wait for the device (`graphs.no_sync`).
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
@@ -69,6 +71,8 @@ class LVSpecConfig:
     draft_tokens: int | None = None
     cascade: str = "off"
     draft_stop: float | None = None
+    draft_graph: str = "on"
+    debug_sync: str = "off"
     probe: bool = False
 
     def __post_init__(self) -> None:
@@ -82,7 +86,8 @@ class LVSpecConfig:
             _require_number("draft_tokens", self.draft_tokens, int, 1, 2**31)
         if self.draft_stop is not None and self.draft_stop != 0:
             _require_number("draft_stop", self.draft_stop, float, 0.0, 1.0)
-        _require_choice("cascade", self.cascade, tuple(_ON_OFF))
+        for name in ("cascade", "draft_graph", "debug_sync"):
+            _require_choice(name, getattr(self, name), tuple(_ON_OFF))
         if self.video_time is not None:
             _require_choice("video_time", self.video_time, VIDEO_TIMES)
         if self.calibration is not None and not (isinstance(self.calibration, str) and self.calibration):

@@ -11,6 +11,7 @@ Built by the scheduler of a server that was started with `--speculative-algorith
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from sgl_lvspec.context.policies import POLICIES
 from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.graphs import no_sync
+from sgl_lvspec.graphs.summary import what_is_captured
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from sgl_lvspec.drafting.chain import ChainDraftWorker
     from sgl_lvspec.relevance import Relevance
     from sgl_lvspec.relevance.calibration import Calibration
+
+logger = logging.getLogger(__name__)
 
 
 class LVSpecWorker(StandaloneWorkerV2):
@@ -94,6 +98,8 @@ class LVSpecWorker(StandaloneWorkerV2):
         """Called by the scheduler once the target's pools exist, before any CUDA graph is captured."""
         super().alloc_memory_pool(*args, **kwargs)
         runner, config = self.target_worker.model_runner, config_of(self.server_args)
+        if config.debug_sync == "on":
+            no_sync.switch_on()
         # A calibration is measured on whole chains.
         self._draft_stop = 0.0 if config.probe else config.draft_stop_on(self.device)
         self.calibration = read_calibration(Path(config.calibration)) if config.calibration else None
@@ -122,6 +128,18 @@ class LVSpecWorker(StandaloneWorkerV2):
         if config_of(self.server_args).cascade == "on":
             self.cascade = Cascade(self.slots.is_visual)
             self.target_worker.model_runner.attn_backend.cascade = self.cascade  # lvspec_cpu: `startup` has seen to it
+
+    def init_cuda_graphs(self) -> None:
+        """Called by the scheduler once the target's graphs are captured."""
+        super().init_cuda_graphs()
+        line = what_is_captured(
+            self.device,
+            verify=bool(self.target_worker.model_runner.decode_cuda_graph_capture_bs),
+            relevance=self.relevance is not None,
+            accept=self.loose_rule is not None and self.loose_rule.graphs is not None,
+            draft=self._draft_worker.draft_graph is not None,
+        )
+        logger.info("LVSPEC: %s", line)
 
     def clear_cache_pool(self) -> None:
         """Called by the scheduler when it flushes the KV pool."""

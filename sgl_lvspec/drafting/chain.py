@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.environ import envs
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.runtime_context import get_schedule
@@ -35,6 +36,8 @@ from sgl_lvspec.context.upkeep import Upkeep
 from sgl_lvspec.drafting.lag import find_lag
 from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
+from sgl_lvspec.graphs import no_sync
+from sgl_lvspec.graphs.draft_graph import DraftGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +56,10 @@ class ChainDraftWorker(StandaloneDraftWorker):
 
     Attributes:
         early_stop: on a CPU, what ends the chains of a batch's round; `worker` knows the requests' rules.
+        draft_graph: on a GPU, the K + 1 forwards as CUDA graphs; None where they are run one by one.
     """
+
+    draft_graph: DraftGraph | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -113,9 +119,13 @@ class ChainDraftWorker(StandaloneDraftWorker):
         self.draft_runner.draft_attn_backend = self.draft_attn_backend
 
     def _capture_cuda_graphs(self) -> None:
-        """No graph of the draft steps yet: SGLang's runner captures EAGLE's loop, which is another one."""
+        """Capture our loop; SGLang's runner by itself would capture EAGLE's, which is another one."""
         self.cuda_graph_runner = None
         self.cuda_graph_runner_for_draft_extend = None
+        is_wanted = self.device == "cuda" and config_of(self.server_args).draft_graph == "on"
+        if is_wanted and not check_cuda_graph_backend(Phase.DECODE, Backend.DISABLED):
+            num_forwards = self.speculative_num_steps + 1
+            self.draft_graph = DraftGraph.capture(self.draft_runner, self.draft_attn_backend, num_forwards)
 
     def draft(self, batch: ScheduleBatch, *, with_topology: bool = False) -> EagleVerifyInput:
         """Draft K tokens for every request of a decode batch.
@@ -165,12 +175,21 @@ class ChainDraftWorker(StandaloneDraftWorker):
 
         tokens int64 [B], the last committed ones -> chain int64 [B, K].
         """
+        with no_sync.section("the draft's steps"):
+            _, slots = self._place(forward_batch, self.speculative_num_steps + 1)
+            one_by_one = partial(self._run_steps, forward_batch, tokens, slots)
+            if self.draft_graph is None or not self.draft_graph.can_run(forward_batch):
+                return one_by_one()
+            return self.draft_graph.run(forward_batch, tokens, slots, one_by_one)
+
+    def _run_steps(self, forward_batch: ForwardBatch, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """The loop without a graph (`graphs.draft_graph.Steps` with one); slots int64 [B, K + 1] are the draft's."""
         num_steps = self.speculative_num_steps
-        _, slots = self._place(forward_batch, num_steps + 1)
         positions = forward_batch.positions
         # SGLang's step backends on a GPU read lengths off the positions (kernels/ops/speculative/cache_locs.py).
         forward_batch.positions = forward_batch.seq_lens
-        self.draft_attn_backend.init_forward_metadata(forward_batch)
+        with no_sync.exempt("SGLang plans the attention of the draft's steps"):
+            self.draft_attn_backend.init_forward_metadata(forward_batch)
         forward_batch.positions = positions
         forward_batch.mark_forward_metadata_ready()
         chain: list[torch.Tensor] = []

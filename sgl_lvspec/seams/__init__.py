@@ -13,6 +13,7 @@ from sgl_lvspec.seams import (
     context,
     drafting,
     flashinfer,
+    graphs,
     media,
     plugin,
     relevance,
@@ -32,6 +33,7 @@ SEAMS: tuple[Seam, ...] = (
     plugin.SEAMS
     + startup.SEAMS
     + drafting.SEAMS
+    + graphs.SEAMS
     + context.SEAMS
     + media.SEAMS
     + relevance.SEAMS

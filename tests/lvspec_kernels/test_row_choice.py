@@ -320,3 +320,21 @@ def test_the_docstrings_example_is_true() -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("with_temperature", [True, False])
+def test_many_rows_are_read_in_parts(with_temperature: bool) -> None:
+    """A row does not depend on the rows beside it, so 40 rows are what each of them is alone."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, 300, generator=generator) * 4
+    drafted = torch.randint(-1, 300, (40,), generator=generator)
+    temperature = torch.rand(40, generator=generator) + 0.5 if with_temperature else None
+    row_choice_torch = importlib.import_module("lvspec_kernels.row_choice").row_choice_torch
+    together = row_choice_torch(logits, drafted, temperature)
+    for row in range(40):
+        one = slice(row, row + 1)
+        alone = row_choice_torch(logits[one], drafted[one], None if temperature is None else temperature[one])
+        for name, value, other in zip(together._fields, together, alone, strict=True):
+            assert value.dtype == other.dtype
+            # Sums over 300 numbers may be cut elsewhere: the last bits of float32.
+            assert torch.allclose(value[one].double(), other.double(), atol=1e-6), name

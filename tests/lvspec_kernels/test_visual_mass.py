@@ -268,3 +268,21 @@ def test_the_docstrings_example_is_true() -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_long_batches_are_read_request_by_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the whole batch at once gives it; an empty context among them."""
+    module = importlib.import_module("lvspec_kernels.visual_mass")
+    generator = torch.Generator().manual_seed(5)
+    context = contexts([40, 0, 17, 33], generator)
+    keys = context.pool(2, 8, generator=generator)
+    query = torch.randn(4 * 3, 4, 8, generator=generator)
+
+    def mass() -> torch.Tensor:
+        heads = torch.tensor([0, 3])
+        return module.visual_mass_torch(query, keys, **context.arguments("cpu"), heads=heads, scale=0.35)
+
+    at_once = mass()
+    monkeypatch.setattr(module, "POSITIONS_AT_ONCE", 10)
+    # Sums of another length may be cut elsewhere: the last bits of float32.
+    assert torch.allclose(mass(), at_once, atol=1e-6)

@@ -12,6 +12,8 @@ import triton.language as tl
 
 from lvspec_kernels.tuning import blocks
 
+POSITIONS_AT_ONCE = 8192  # of the definition, over all requests: beyond it, one request at a time is quicker on a CPU
+
 
 def visual_mass(
     query: torch.Tensor,
@@ -88,8 +90,14 @@ def visual_mass_torch(
     mass = torch.zeros(num_nodes, len(heads), device=query.device)
     if not mass.numel():
         return mass
+    longest = int(kv_lens.max())
+    if len(rows) > 1 and len(rows) * longest > POSITIONS_AT_ONCE:
+        parts = zip(query.chunk(len(rows)), rows.split(1), kv_lens.split(1), strict=True)
+        return torch.cat(
+            [visual_mass_torch(q, keys, req_to_token, row, n, is_visual, heads, scale) for q, row, n in parts]
+        )
     query = query.unflatten(0, (len(rows), -1))  # [B, D, Hq, E]
-    longest, width = int(kv_lens.max()), query.shape[1]
+    width = query.shape[1]
     position = torch.arange(longest, device=query.device)
     is_context = position < kv_lens[:, None]
     slots = torch.where(is_context, req_to_token[rows, :longest], 0).flatten()  # index_select wants a list

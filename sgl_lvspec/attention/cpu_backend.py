@@ -30,12 +30,11 @@ class CpuAttnBackend(AttentionBackend):
         cascade: finds what requests share; None: every request reads its own context.
     """
 
-    cascade: Cascade | None = None
-
     def __init__(self, model_runner: ModelRunner) -> None:
         super().__init__()
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.cascade: Cascade | None = None
         self.rows: PagedRows | CascadeRows | None = None  # of the forward under way; set by init_forward_metadata
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:

@@ -12,8 +12,8 @@ from sgl_lvspec.config import CONTEXTS, SCORERS, VIDEO_TIMES, LVSpecConfig
 from sgl_lvspec.presets import NAMES, PRESETS, Rule
 
 KNOWN = (
-    "calibration, context, draft_stop, draft_tokens, floor, keep, keep_min, mass, max_run, max_share, preset, protect_digits, "
-    "relaxation, scorer, shift, video_time, window"
+    "calibration, cascade, context, debug_sync, draft_graph, draft_stop, draft_tokens, floor, keep, keep_min, mass, "
+    "max_run, max_share, preset, protect_digits, relaxation, scorer, shift, video_time, window"
 )
 
 

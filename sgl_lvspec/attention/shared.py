@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 # Slots that a group must save, (requests - 1) * slots, to be worth a call of its own in every layer. On one core of a
-# server CPU (AVX-512, float32, 11 rows) groups break even between 500 and 2,000 with 28/4 heads of 128, and between 2,000
-# and 3,000 with 4/2 heads of 64.
+# server CPU (AVX-512, float32, 11 rows) groups break even between 500 and 2,000 with 28/4 heads of 128, and between
+# 2,000 and 3,000 with 4/2 heads of 64.
 MIN_SAVED = 2048
 
 

@@ -8,7 +8,14 @@ import pytest
 
 SHARED_SERVERS = "tests/server"
 # Modules that start servers of their own and use none of the shared ones but the target alone.
-ON_THEIR_OWN = ("test_calibrate.py", "test_context.py", "test_long_video.py", "test_qwen3_vl.py", "test_slots.py")
+ON_THEIR_OWN = (
+    "test_calibrate.py",
+    "test_cascade.py",
+    "test_context.py",
+    "test_long_video.py",
+    "test_qwen3_vl.py",
+    "test_slots.py",
+)
 
 
 def share_of(nodeid: str) -> str:

@@ -100,11 +100,12 @@ def _examine(folder: Path) -> dict[str, Any]:
 
 def _worker(server_args: Any) -> dict[str, Any]:
     """What the scheduler gets when it asks the algorithm for its worker."""
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.plugins.hook_registry import HookRegistry
     from sglang.srt.speculative import eagle_worker_common, standalone_worker_v2
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    before = set(HookRegistry._patched)
+    before, flashinfer = set(HookRegistry._patched), ATTENTION_BACKENDS["flashinfer"]
     algorithm = SpeculativeAlgorithm.from_string("lvspec")
     workers = [algorithm.create_worker(server_args) for _ in range(2)]
     return {
@@ -112,6 +113,7 @@ def _worker(server_args: Any) -> dict[str, Any]:
         "hooked by the worker": sorted(HookRegistry._patched - before),
         "draft worker": standalone_worker_v2.StandaloneDraftWorker.__qualname__,
         "eagle_sample is hooked where it is used": hasattr(eagle_worker_common.eagle_sample, "__wrapped__"),
+        "makers of flashinfer": [flashinfer.__module__, ATTENTION_BACKENDS["flashinfer"].__module__],
     }
 
 

@@ -52,3 +52,5 @@ def test_the_scheduler_gets_our_worker_with_the_decode_hooks() -> None:
     ]
     assert facts()["draft worker"] == "ChainDraftWorker"
     assert facts()["eagle_sample is hooked where it is used"] is True
+    makers = ["sglang.srt.layers.attention.attention_registry", "sgl_lvspec.attention.flashinfer_backend"]
+    assert facts()["makers of flashinfer"] == makers, "SGLang's until a scheduler asks for LVSPEC's worker"

@@ -84,6 +84,8 @@ def test_a_preset_without_lvspec_is_refused(mended: list[Any]) -> None:
         ("--lvspec-scorer", "chance"),
         ("--lvspec-mass", "values"),
         ("--lvspec-cascade", "yes"),
+        ("--lvspec-draft-graph", "auto"),
+        ("--lvspec-debug-sync", "1"),
         ("--lvspec-relaxation", "much"),
         ("--lvspec-window", "1.5"),
         ("--lvspec-context", "some"),
@@ -117,6 +119,8 @@ ALL_FLAGS: dict[str, tuple[str, Any]] = {
     "keep_min": ("0", 0),
     "draft_tokens": ("5000", 5000),
     "cascade": ("on", "on"),
+    "draft_graph": ("off", "off"),
+    "debug_sync": ("on", "on"),
 }
 
 

@@ -319,4 +319,5 @@ def test_the_readme_lists_every_setting() -> None:
     verification, context = "## Loose verification: settings", "## Long videos: what the draft sees and keeps"
     assert cells(verification, 2) == set(settings.SETTINGS)
     server = {field.name for field in dataclasses.fields(LVSpecConfig)} - {"video_time", *INTERNAL}
-    assert cells(verification, 1) | cells(context, 1) == {flag_of(name) for name in server}
+    rounds = "## Rounds: when a chain ends, what is captured"
+    assert cells(verification, 1) | cells(context, 1) | cells(rounds, 1) == {flag_of(name) for name in server}

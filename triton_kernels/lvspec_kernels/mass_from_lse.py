@@ -119,7 +119,7 @@ def mass_from_lse_torch(
         rest = scores.masked_fill(is_hidden | visual[:, None], -torch.inf).logsumexp(dim=2).view(-1) * LOG2_E
         share = 1.0 - torch.exp2(rest - lse[:, head])
         # Rounding leaves a share a little below 0 where hardly anything is visual; the clamp keeps a NaN.
-        mass[:, column] = torch.where(sees_visual, share.clamp(0.0, 1.0), 0.0)
+        mass[:, column] = torch.where(sees_visual, share.clamp(min=0.0), 0.0)
     return mass
 
 
@@ -303,6 +303,6 @@ def _mass_from_lse_join_kernel(
     lse_ptr += (request * D + node) * lse_node_stride + head * lse_head_stride
     lse = tl.load(lse_ptr, mask=node < D, other=0.0)
     share = 1.0 - tl.exp2(origin * 1.4426950408889634 - lse) * total
-    share = tl.where(share < 0.0, 0.0, tl.where(share > 1.0, 1.0, share))  # a NaN stays one
+    share = tl.where(share < 0.0, 0.0, share)  # a NaN stays one
     share = tl.where(sees_visual, share, 0.0)
     tl.store(mass_ptr + (request * D + node) * num_heads + column, share, mask=node < D)

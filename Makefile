@@ -39,7 +39,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-round gpu-test gpu-bench soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -80,6 +80,9 @@ bench-fidelity: environment  ## Measure on N held-out clips what loose verificat
 
 bench-context: environment  ## Cost and gain of each context policy and keep ratio on running servers; writes OUT, .md and .svg
 	@$(venv_python) -m bench.context --out $(or $(OUT),build/context.json) $(ARGS)
+
+bench-speed: environment  ## How much faster answers come, beside the cost model's ceiling; writes OUT, .md and .svg
+	@$(venv_python) -m bench.speed --out $(or $(OUT),build/speed.json) $(ARGS)
 
 bench-round: environment  ## Cost of scoring and rule beside a real-size verify forward (OUT=file.json)
 	@OMP_NUM_THREADS=1 $(venv_python) -m bench.round_cost --out $(or $(OUT),build/round_cost.json) $(ARGS)

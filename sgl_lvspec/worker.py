@@ -33,7 +33,7 @@ from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
 from sgl_lvspec.relevance.slots import SlotTables
 from sgl_lvspec.sight import round_report
-from sgl_lvspec.verification.commit import LOOSE_RULE, one_token_rows
+from sgl_lvspec.verification.commit import LOOSE_RULE, OWN_LENGTHS, one_token_rows
 from sgl_lvspec.verification.loose import LooseRule
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class LVSpecWorker(StandaloneWorkerV2):
             with no_sync.section("marking the chain's slots"):
                 self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes
             setattr(verify_input, LOOSE_RULE, self.loose_rule)
+            setattr(verify_input, OWN_LENGTHS, self._draft_worker.own_lengths)
         self.speculative_num_draft_tokens = verify_input.draft_token_num  # SGLang's result names its own width
         try:
             with nullcontext() if self.loose_rule is None else self.loose_rule.scoring(batch.reqs):

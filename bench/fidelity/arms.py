@@ -70,7 +70,9 @@ def decider(arm: Arm, exam: Exam, tables: Tables, clips: Sequence[int]) -> Decid
     settings = arm.settings
     if arm.kind == "server":
         rule = Rule(**settings["rule"])
-        return ServerRule(exam, rule, settings["scorer"], tables.calibration, tables.token_class)
+        return ServerRule(
+            exam, rule, settings["scorer"], tables.calibration, tables.token_class, settings.get("stop", 0.0)
+        )
     loosen: Loosen
     if arm.kind == "random":
         loosen = by_chance(settings["share"], clips, settings["seed"])

@@ -6,6 +6,7 @@ Only where the numbers come from differs. A server's relevance is a hook on the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from transformers import AutoConfig, AutoTokenizer
 from bench.fidelity.engine import Exam, Round
 from lvspec_kernels import row_choice
 from sgl_lvspec.config import LVSpecConfig
+from sgl_lvspec.drafting.stop import own_lengths
 from sgl_lvspec.presets import Rule
 from sgl_lvspec.relevance.calibration import LOG_OFFSET, Calibration
 from sgl_lvspec.relevance.care import Care
-from sgl_lvspec.verification.decision import Decision, drafted_after
+from sgl_lvspec.verification.decision import Decision, drafted_after, offered
 from sgl_lvspec.verification.protected import padded_stop_tokens, token_classes
 from sgl_lvspec.verification.rows import RequestRows
 
@@ -62,8 +64,16 @@ class ServerRule:
     """Decides rounds of one run as a server with this rule, scorer and calibration does."""
 
     def __init__(
-        self, exam: Exam, rule: Rule, scorer: str, calibration: Calibration, token_class: torch.Tensor
+        self,
+        exam: Exam,
+        rule: Rule,
+        scorer: str,
+        calibration: Calibration,
+        token_class: torch.Tensor,
+        stop: float = 0.0,
     ) -> None:
+        """`stop`: chains end as on a server with this --lvspec-draft-stop."""
+        self._stop, self._leniency = stop, torch.tensor([rule.relaxation])
         self._exam, self._scorer, self._calibration = exam, scorer, calibration
         rows = RequestRows(len(exam), calibration.prior(scorer), LVSpecConfig(), "cpu")
         count = len(exam)
@@ -73,9 +83,12 @@ class ServerRule:
 
     def __call__(self, seen: Round) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels and tokens, as `engine.Decide` wants them."""
-        numbers = look(seen)
+        draft_token = seen.draft_token
+        if self._stop > 0:
+            draft_token = offered(draft_token, own_lengths(seen.draft_logprob[:, 1:].exp(), self._leniency, self._stop))
+        numbers = look(dataclasses.replace(seen, draft_token=draft_token))
         decided = self._decision(
-            seen.draft_token,
+            draft_token,
             seen.choice,
             self.relevance(seen),
             numbers.logprob,

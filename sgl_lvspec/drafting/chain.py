@@ -56,6 +56,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
 
     Attributes:
         early_stop: on a CPU, what ends the chains of a batch's round; `worker` knows the requests' rules.
+        own_lengths: of the last round, `EarlyStop.own_lengths`.
         draft_graph: on a GPU, the K + 1 forwards as CUDA graphs; None where they are run one by one.
     """
 
@@ -64,6 +65,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.early_stop: Callable[[ScheduleBatch], EarlyStop] = _whole_chains
+        self.own_lengths: torch.Tensor | None = None
         sizing.install(config_of(self.server_args), self.draft_runner, self.speculative_num_steps + 1)
 
     def alloc_memory_pool(
@@ -151,6 +153,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
         )
         began = time.perf_counter()
         root = draft_input.bonus_tokens.to(torch.int64)
+        self.own_lengths = None
         run = self._run_chain if self.device != "cpu" else partial(self._run_chain_on_host, batch)
         chain = run(forward_batch, root)
         num_requests, length = chain.shape
@@ -234,6 +237,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
                 break
         if len(chain) < num_steps:
             self.pool.slots.release(target_slots[:, len(chain) : num_steps].flatten())
+        self.own_lengths = stop.own_lengths()
         return torch.stack(chain, dim=1)
 
     def _step(

@@ -4,7 +4,11 @@ The chance that a drafted token is accepted is read off the draft itself: its pr
 about the chance that the target says the same (a match), and of the rest the rule lets a share λ through as wording:
 
     reach_i = Π_(j <= i) (p_j + (1 - p_j) λ)          of one request
-    go on while the mean of reach_i over the batch is at least `stop`
+    go on while reach_i of a loose request, or the mean of the strict ones, is at least `stop`
+
+What a strict request is answered does not depend on where its chains end, so the strict requests of a batch share a
+decision. A loose one keeps what it is offered, so its own chain ends by its own reach, whoever is beside it: tokens
+that were drafted behind it for others are none of its own.
 
 Stopping by the draft's own confidence: Draft & Verify (arXiv 2309.08169, section 3.3), which looks at the last p alone.
 By the cost model, with c draft forwards in one of the target and a round that costs R target forwards and commits N
@@ -19,22 +23,42 @@ import torch
 
 
 class EarlyStop:
-    """Follows the chains of one round. Reads one number on the host after each step, so it is for CPUs.
+    """Follows the chains of one round. Reads numbers on the host after each step, so it is for CPUs.
 
     Args:
-        stop: bound on the mean reach, from 0 (chains run to K) to 1.
+        stop: bound on the reach, from 0 (chains run to K) to 1.
         leniency: float32 [B], λ of each request; 0: strict.
         may_accept: bool [B], False: the request commits no draft whatever it is. None: all may.
     """
 
     def __init__(self, stop: float, leniency: torch.Tensor, may_accept: torch.Tensor | None = None) -> None:
         self._stop, self._leniency = stop, leniency
+        self._is_loose = leniency > 0
         self._reach = torch.ones_like(leniency) if may_accept is None else may_accept.to(leniency.dtype)
+        self._confidences: list[torch.Tensor] = []
 
     def is_reached(self, logits: torch.Tensor) -> bool:
         """Whether the chains end with the tokens just drafted: the likeliest of the draft's logits float [B, V]."""
         if self._stop <= 0.0:
             return False
         confidence = (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).float().exp()
+        self._confidences.append(confidence)
         self._reach *= confidence + (1.0 - confidence) * self._leniency
-        return float(self._reach.mean()) < self._stop
+        if bool((self._reach[self._is_loose] >= self._stop).any()):
+            return False
+        strict = self._reach[~self._is_loose]
+        return not len(strict) or float(strict.mean()) < self._stop
+
+    def own_lengths(self) -> torch.Tensor | None:
+        """How many tokens of its chain each loose request is offered, int64 [B] (a strict one: all); None: all, all."""
+        if not self._confidences or not self._is_loose.any():
+            return None
+        lengths = own_lengths(torch.stack(self._confidences, dim=1), self._leniency, self._stop)
+        lengths = torch.where(self._is_loose, lengths, len(self._confidences))
+        return lengths if bool((lengths < len(self._confidences)).any()) else None
+
+
+def own_lengths(confidence: torch.Tensor, leniency: torch.Tensor, stop: float) -> torch.Tensor:
+    """Where chains end by themselves: int64 [B], from 1 to k, of the draft's probabilities float32 [B, k] and λ [B]."""
+    reach = (confidence + (1.0 - confidence) * leniency[:, None]).cumprod(dim=1)
+    return ((reach >= stop).long().cumprod(dim=1).sum(dim=1) + 1).clamp_max(confidence.shape[1])

@@ -79,8 +79,9 @@ WORKER = (
     ),
     Seam(
         "sglang.srt.speculative.standalone_worker_v2.StandaloneWorkerV2",
-        Has("server_args device target_worker token_to_kv_pool_allocator req_to_token_pool "
-            "speculative_num_draft_tokens"),
+        Has(
+            "server_args device target_worker token_to_kv_pool_allocator req_to_token_pool speculative_num_draft_tokens"
+        ),
         "worker.py",
         "where the settings, the target and its slots are found",
     ),

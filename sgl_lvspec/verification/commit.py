@@ -18,6 +18,7 @@ from lvspec_kernels import accept_chain
 from sgl_lvspec.graphs import no_sync
 from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
+from sgl_lvspec.verification.decision import offered
 from sgl_lvspec.verification.greedy_round import GreedyRound
 from sgl_lvspec.verification.result import Commit, cut_to_one_token, merge, strict_label
 from sgl_lvspec.verification.rows import is_loose
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
     from sgl_lvspec.verification.loose import LooseRule
 
+OWN_LENGTHS = (
+    "lvspec_own_lengths"  # attribute of a verify input: how much of its chain each request is offered, or None
+)
 LOOSE_RULE = "lvspec_loose_rule"  # attribute of a verify input: the worker's rule, where it has one
 
 
@@ -105,7 +109,7 @@ def _with_loose_rows(
     logits_output: LogitsProcessorOutput,
 ) -> Commit:
     """The commit of a batch with loose rows in it; reports why each token of it is committed."""
-    draft_token = verify_input.draft_token.view(len(batch.reqs), -1)
+    draft_token = offered(verify_input.draft_token.view(len(batch.reqs), -1), getattr(verify_input, OWN_LENGTHS, None))
     rows, logits = batch.req_pool_indices.long(), logits_output.next_token_logits
     loose = _to_device([is_loose(req) for req in batch.reqs], batch.device)
     own_draw = _rows_to_draw(batch)

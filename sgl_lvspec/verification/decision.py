@@ -55,7 +55,8 @@ class Decision:
         """Apply every row's own rule; the rows' states change.
 
         Args:
-            draft_token: int64 [B, D], root and chain.
+            draft_token: int64 [B, D], root and chain; -1 where nothing was drafted (see `offered`): the chain ends
+                before it, and it is no mismatch.
             choice: int64 [B, D], the target's at every node.
             relevance: float32 [B, D], of the state at each node, which predicts the token after it.
             logprob, gap: float32 [B, D], of the token drafted after each node, as `row_choice` gives them.
@@ -63,6 +64,8 @@ class Decision:
             rows: int64 [B], the requests' rows.
         """
         drafted = drafted_after(draft_token)
+        # What the target would say behind a token that was not drafted is no word of this answer.
+        choice = torch.where(draft_token < 0, -1, choice)
         is_allowed = self.is_ordinary(drafted, rows) & self.is_ordinary(choice, rows)
         is_allowed &= logprob >= self.rows.least_logprob[rows][:, None]
         if may_loosen is not None:
@@ -75,7 +78,7 @@ class Decision:
         relaxed = relax(
             draft_token,
             choice,
-            of_draft(self.care(relevance, gap)),
+            of_draft(self.care(relevance, gap).masked_fill(drafted < 0, torch.nan)),
             of_draft(logprob),
             of_draft(is_allowed),
             rows,
@@ -92,6 +95,14 @@ class Decision:
         is_digit = (classes == DIGIT) & self.rows.protects_digits[rows][:, None]
         is_stop = (tokens[:, :, None] == self.rows.stop_tokens[rows][:, None, :]).any(dim=2)
         return (classes != PROTECTED) & ~is_digit & ~is_stop
+
+
+def offered(draft_token: torch.Tensor, own_lengths: torch.Tensor | None) -> torch.Tensor:
+    """Root and chains [B, D] with -1 behind the first own_lengths[b] drafts of request b; None: as they are."""
+    if own_lengths is None:
+        return draft_token
+    node = torch.arange(draft_token.shape[1], device=draft_token.device)
+    return torch.where(node <= own_lengths[:, None], draft_token, -1)
 
 
 def drafted_after(draft_token: torch.Tensor) -> torch.Tensor:

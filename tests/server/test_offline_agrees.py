@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bench.fidelity.arms import presets
 from bench.fidelity.measure import answers, clips_between
 from demo.heldout import HeldOutClip
+from sgl_lvspec.config import DEFAULT_DRAFT_STOP
 from tests.server.prompts import VIDEO, chat, payload
 from tests.server.serving import Pair, Server
 
@@ -26,6 +28,7 @@ def test_a_server_says_what_the_benchmark_judges(
     loose_server: Server, pair: Pair, held_out: list[HeldOutClip], preset: str
 ) -> None:
     arm = next(arm for arm in presets() if arm.name == preset)
+    arm = replace(arm, settings={**arm.settings, "stop": DEFAULT_DRAFT_STOP})
     folder = Path(pair.target).parent
     offline = answers(folder, folder / "target" / "lvspec.json", held_out, arm)
     settings = {"custom_params": {"lvspec": {"preset": preset}}}

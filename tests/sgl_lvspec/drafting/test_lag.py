@@ -35,6 +35,9 @@ class Stop(EarlyStop):
         self.left -= 1
         return self.left == 0
 
+    def own_lengths(self) -> None:
+        return None
+
 
 class Toy(ChainDraftWorker):
     """A draft worker over requests of `PROMPT` prompt tokens each, which it has read."""

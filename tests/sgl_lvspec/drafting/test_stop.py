@@ -34,11 +34,49 @@ def test_what_the_rule_lets_through_counts_as_accepted() -> None:
     assert steps(stop, *[logits(0.5)] * 6) == [False] * 5 + [True]
 
 
-def test_a_batch_goes_on_while_it_pays_on_average() -> None:
+def test_strict_requests_go_on_while_it_pays_on_average() -> None:
     sure, unsure = 1.0, 0.25
     both = logits(sure, unsure)
     assert steps(EarlyStop(0.55, torch.zeros(2)), both, both) == [False, True]  # (1 + .25) / 2, (1 + .0625) / 2
     assert steps(EarlyStop(0.45, torch.zeros(2)), *[both] * 9) == [False] * 9, "a sure request carries an unsure one"
+
+
+def test_a_loose_request_goes_on_by_itself_and_is_offered_its_own_chain_alone() -> None:
+    """λ = .5: .75, .56 and 1, 1, ...: the second keeps the round going, and the first is offered two tokens."""
+    stop = EarlyStop(0.6, torch.tensor([0.5, 0.5, 0.0]))
+    rounds = [logits(0.5, 1.0, 0.25), logits(0.5, 1.0, 0.25), logits(0.5, 0.3, 0.25), logits(0.5, 0.2, 0.25)]
+    assert steps(stop, *rounds) == [False, False, False, True]  # 1, 1, .65, .39; the strict one was out long ago
+    lengths = stop.own_lengths()
+    assert lengths is not None
+    assert lengths.tolist() == [2, 4, 4], "a strict request may match whatever was drafted"
+
+
+def test_what_a_loose_request_is_offered_does_not_depend_on_its_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        confidences = torch.rand(12, 4, generator=generator) * 0.6 + 0.39
+        leniency = torch.tensor([0.5, 0.7, 0.3, 0.0])
+
+        def chain(
+            rows: list[int], confidences: torch.Tensor = confidences, leniency: torch.Tensor = leniency
+        ) -> list[int]:
+            stop, length = EarlyStop(0.6, leniency[rows]), 0
+            for each in confidences:
+                length += 1
+                if stop.is_reached(logits(*each[rows].tolist())):
+                    break
+            own = stop.own_lengths()
+            return [length] * len(rows) if own is None else own.tolist()
+
+        together = chain([0, 1, 2, 3])
+        assert together[:3] == [chain([row])[0] for row in range(3)]
+
+
+def test_chains_of_strict_requests_belong_to_them_whole() -> None:
+    stop = EarlyStop(0.4, torch.zeros(2))
+    steps(stop, logits(0.5, 0.9), logits(0.5, 0.9))
+    assert stop.own_lengths() is None
+    assert EarlyStop(0.0, torch.ones(1)).own_lengths() is None
 
 
 def test_a_request_that_commits_no_draft_asks_for_no_step() -> None:

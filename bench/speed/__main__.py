@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS[1:], default=list(ARMS[1:]), help="beside none")
     parser.add_argument("--groups", type=int, help="groups of requests an arm, at each concurrency")
     parser.add_argument("--clips", type=int, default=8, help="held-out clips that are asked about in turn")
+    parser.add_argument("--draft-layers", type=int, default=4, help="layers more than the demo pair's draft")
     parser.add_argument("--pair", type=Path, default=Path("demo/pair"))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="more flags of sglang.launch_server, for all")
@@ -65,11 +66,12 @@ def main() -> None:
     settings: dict[str, Any] = {
         "question": FIRST, "limit": LIMIT, "clips": args.clips, "clip_seed": SEED, "pair": str(args.pair),
         "dtype": args.dtype, "width": WIDTH, "ratios": args.ratios, "steps": args.steps, "stops": args.stops,
-        "arms": arms, "concurrency": args.concurrency, "complete": False,
+        "arms": arms, "draft_layers": args.draft_layers, "concurrency": args.concurrency, "complete": False,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as folder:
-        setup = Setup(args.pair / "draft", Path(folder), args.dtype, tuple(args.more))
+        setup = Setup(Path(folder) / "draft", Path(folder), args.dtype, tuple(args.more))
+        write_heavy(args.pair / "draft", setup.draft, args.draft_layers)
         settings["command"] = setup.command(Path("HEAVY-TARGET"), servers[-1], 0)[1:]
         layers, settings["weighed"] = weigh(setup, target, args.ratios, bodies, _say)
         settings["layers"] = {f"{ratio:g}": count for ratio, count in layers.items()}
@@ -77,7 +79,7 @@ def main() -> None:
             plain = [run_group(server, NONE, [i], [bodies[i % len(bodies)]]).answers[0].ids for i in range(COMPARED)]
         for ratio in args.ratios:
             heavy = setup.folder / f"target-c{ratio:g}"
-            write_heavy(target, heavy, layers[ratio])
+            write_heavy(target, heavy, layers[ratio], draft=setup.draft)
             with setup.serve(heavy, None, f"none at c {ratio:g}") as alone:
                 same = [
                     run_group(alone, NONE, [i], [bodies[i % len(bodies)]]).answers[0].ids == plain[i]

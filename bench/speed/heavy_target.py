@@ -1,4 +1,4 @@
-"""A target that costs what a large one costs and says what the demo pair's says.
+"""A target (and a draft) that costs what a large one costs and says what the demo pair's says.
 
 Layers are added whose output projections are zero, so that each adds nothing to the residual stream; what they compute
 is computed all the same. The decoder's MLPs become as wide as the added ones (a checkpoint has one width), their new
@@ -22,8 +22,11 @@ WIDTH = 4096  # neurons of an added MLP: 6.3 MB of bfloat16 weights a layer; ten
 CALIBRATION = "lvspec.json"
 
 
-def write_heavy(target: Path, out: Path, layers: int, width: int = WIDTH) -> None:
+def write_heavy(target: Path, out: Path, layers: int, width: int = WIDTH, *, draft: Path | None = None) -> None:
     """Write the checkpoint in `target` to `out` with so many more layers, and its calibration, made out to the copy.
+
+    Args:
+        draft: the draft that the calibration is made out to, where it is another copy, too.
 
     Raises:
         ValueError: no decoder layers where they are looked for, or MLPs that are wider than `width`.
@@ -58,7 +61,7 @@ def write_heavy(target: Path, out: Path, layers: int, width: int = WIDTH) -> Non
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     if (target / CALIBRATION).is_file():
-        _make_out_to(out, json.loads((target / CALIBRATION).read_text()))
+        _make_out_to(out, draft, json.loads((target / CALIBRATION).read_text()))
 
 
 def _writes_to_residual(name: str) -> bool:
@@ -74,11 +77,11 @@ def _widened(weight: torch.Tensor, width: int, name: str, generator: torch.Gener
     return torch.cat([weight, new.to(weight.dtype)], dim=0).contiguous()
 
 
-def _make_out_to(folder: Path, calibration: dict[str, object]) -> None:
+def _make_out_to(folder: Path, draft: Path | None, calibration: dict[str, object]) -> None:
     """The heads that were calibrated are the same ones in the copy; only the fingerprint of its files is another."""
-    identity = identify(str(folder))
-    recorded = calibration["target"]
-    assert isinstance(recorded, dict)
-    for name in recorded:
-        recorded[name] = getattr(identity, name)
+    for role, path in {"target": folder, "draft": draft}.items():
+        if path is not None:
+            identity, recorded = identify(str(path)), calibration[role]
+            assert isinstance(recorded, dict)
+            calibration[role] = {name: getattr(identity, name) for name in recorded}
     (folder / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")

@@ -23,7 +23,7 @@ def weigh(
     step_ms = 0.0
     for layers in (FEW, MANY):
         heavy = setup.folder / f"target-{layers}"
-        write_heavy(target, heavy, layers)
+        write_heavy(target, heavy, layers, draft=setup.draft)
         say(f"weighing a target with {layers} more layers")
         with setup.serve(heavy, None, f"weigh {layers}") as server:
             run_group(server, NONE, [0], bodies[:1])

@@ -119,7 +119,8 @@ class TestHeavyTarget:
     @staticmethod
     def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out = tmp_path_factory.mktemp("heavy") / "target"
-        heavy_target.write_heavy(TARGET, out, layers=3, width=1024)
+        heavy_target.write_heavy(Path("demo/pair/draft"), out.parent / "draft", layers=1, width=512)
+        heavy_target.write_heavy(TARGET, out, layers=3, width=1024, draft=out.parent / "draft")
         return out
 
     def test_it_says_what_the_light_one_says(self, heavy: Path) -> None:
@@ -147,10 +148,11 @@ class TestHeavyTarget:
             assert weights[f"model.layers.{layer}.mlp.up_proj.weight"].any(dim=1).all()
 
     def test_its_calibration_is_made_out_to_it(self, heavy: Path) -> None:
-        assert examine_calibration(heavy / "lvspec.json", str(heavy), "demo/pair/draft", None, None) is None
+        assert examine_calibration(heavy / "lvspec.json", str(heavy), str(heavy.parent / "draft"), None, None) is None
         light, own = (json.loads((path / "lvspec.json").read_text()) for path in (TARGET, heavy))
         assert own["target"].pop("fingerprint") != light["target"].pop("fingerprint")
         assert (own.pop("target")["num_layers"], light.pop("target")["num_layers"]) == (7, 4)
+        assert (own.pop("draft")["num_layers"], light.pop("draft")["num_layers"]) == (3, 2)
         assert own == light
 
     def test_another_checkpoint_is_refused(self, tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_the_report_has_a_line_for_every_row_and_a_plot(tmp_path: Path) -> None:
 
 def test_layers_are_chosen_by_what_a_layer_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """6 ms with one more layer, 14 with nine: 1 ms each; a draft of 2 ms: 10 ms for c = 5 are five layers."""
-    monkeypatch.setattr(weigh, "write_heavy", lambda *_: None)
+    monkeypatch.setattr(weigh, "write_heavy", lambda *_, **__: None)
     costs = {"weigh 1": SimpleNamespace(target_ms=6.0), "weigh 9": SimpleNamespace(target_ms=14.0)}
     costs["weigh draft"] = SimpleNamespace(target_ms=9.0, step_ms=2.0)
 
@@ -280,7 +282,7 @@ def test_layers_are_chosen_by_what_a_layer_costs(tmp_path: Path, monkeypatch: py
     def serve(_target: Path, _server: Server | None, name: str) -> Any:
         yield name
 
-    setup: Any = SimpleNamespace(folder=tmp_path, serve=serve, command=lambda *_: [])
+    setup: Any = SimpleNamespace(folder=tmp_path, draft=tmp_path, serve=serve, command=lambda *_: [])
     monkeypatch.setattr(weigh, "run_group", lambda server, *_: SimpleNamespace(cost=costs[server]))
     layers, found = weigh.weigh(setup, TARGET, [5.0, 10.0, 1.0], [{}, {}], lambda _text: None)
     assert layers == {5.0: 5, 10.0: 15, 1.0: 0}

@@ -39,6 +39,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pair", type=Path, default=Path("demo/pair"))
     parser.add_argument("--calibration", type=Path, help="default: lvspec.json in the target's folder")
     parser.add_argument("--scorer", choices=SCORERS, default=DEFAULT_SCORER, help="of the presets")
+    parser.add_argument(
+        "--stop", type=float, default=0.0, help="--lvspec-draft-stop of the server's rules (0: whole chains)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random relaxation")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--url", help="also ask this LVSPEC server, with every preset")
@@ -65,7 +68,7 @@ def main() -> None:
         tuned = tune(answering, args.scorer, args.seed, bar.update)
     always = {NONE, *PRESETS}
     every = main_question(args.scorer, tuned.thresholds, tuned.matched, args.seed)
-    arms = [arm for arm in every if arm.name in always or re.search(args.arms, arm.name)]
+    arms = [arm.with_stop(args.stop) for arm in every if arm.name in always or re.search(args.arms, arm.name)]
     tasks = tasks_of(args.clips, args.others, args.workers, arms, args.clip_seed)
     with tqdm(total=sum(map(len, (of for task in tasks for of in task.arms))), desc="arms", unit="run") as bar:
         results = run(args.pair, args.calibration, tasks, args.workers, args.threads, bar)
@@ -86,6 +89,7 @@ def main() -> None:
         "calibration_sha256": digest(args.calibration),
         "weights_sha256": {role: digest(args.pair / role / "model.safetensors") for role in ("target", "draft")},
         "scorer": args.scorer,
+        "stop": args.stop,
         "arms": args.arms,
         "url": args.url,
         "K": K,

@@ -44,6 +44,10 @@ class Arm:
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def with_stop(self, stop: float) -> Arm:
+        """The arm with chains that end as on a server with this --lvspec-draft-stop; a baseline's are whole."""
+        return self if self.kind != "server" else dataclasses.replace(self, settings={**self.settings, "stop": stop})
+
 
 @dataclass(frozen=True)
 class Tables:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,7 @@ def held_out() -> list[HeldOutClip]:
 def test_a_server_says_what_the_benchmark_judges(
     loose_server: Server, pair: Pair, held_out: list[HeldOutClip], preset: str
 ) -> None:
-    arm = next(arm for arm in presets() if arm.name == preset)
-    arm = replace(arm, settings={**arm.settings, "stop": DEFAULT_DRAFT_STOP})
+    arm = next(arm for arm in presets() if arm.name == preset).with_stop(DEFAULT_DRAFT_STOP)
     folder = Path(pair.target).parent
     offline = answers(folder, folder / "target" / "lvspec.json", held_out, arm)
     settings = {"custom_params": {"lvspec": {"preset": preset}}}

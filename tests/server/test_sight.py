@@ -278,7 +278,7 @@ def test_metrics_stand_beside_sglangs_with_its_labels(served: Server) -> None:
         "rounds", "drafted_tokens", "accepted_tokens", "bonus_tokens", "requests", "logprob_given_up",
         "accepted_per_round", "request_divergence",
         "draft_read_text", "draft_read_visual", "draft_left_out", "draft_evicted", "draft_fallbacks",
-        "draft_unread_prompts", "draft_unseen_media", "draft_seeing_seconds", "draft_reading_seconds",
+        "draft_unread_prompts", "draft_unseen_media", "draft_seeing_seconds", "draft_reading_seconds", "draft_steps",
         "draft_drafting_seconds", "draft_pool_bytes", "draft_held",
     }  # fmt: skip
     for family in ours.values():

@@ -20,7 +20,7 @@ CONTEXTS = ("full", "uniform", "random", "specvlm", "uvprune")  # `context.polic
 DEFAULT_CONTEXT = "full"
 DEFAULT_KEEP = 0.1  # SpecVLM drops nine tokens of ten (arXiv 2508.16201)
 DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
-DEFAULT_DRAFT_STOP = 0.6  # on a CPU; 0.5 to 0.8 cost within 4 % of each other for c from 5 to 10 (`bench.speed.chains`)
+DEFAULT_DRAFT_STOP = 0.6  # on a CPU: see bench/results/chains.md and speed-cpu.md; strict alone would take 0.7
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 

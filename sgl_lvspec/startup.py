@@ -82,6 +82,7 @@ def validate(server_args: ServerArgs) -> None:
             "--lvspec-cascade on needs --device cpu: on a GPU shared and own parts would have to be planned for every "
             f"round, for CUDA graphs too, which nobody has tried on one; found {server_args.device}. Drop the flag."
         )
+    config_of(server_args).draft_stop_on(str(server_args.device))
     if server_args.page_size not in (None, 1):
         raise ValueError(
             "LVSPEC needs --page-size 1: the draft's KV pool holds single tokens of a context, and on CPU SGLang finds "

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneWorkerV2
 
 from sgl_lvspec import late_hooks
@@ -174,7 +176,9 @@ class LVSpecWorker(StandaloneWorkerV2):
             torch.zeros(batch.batch_size()) if rows is None else rows.rules.relaxation[batch.req_pool_indices.long()]
         )
         one_token = one_token_rows(batch)
-        return EarlyStop(self._draft_stop, leniency, None if one_token is None else ~one_token)
+        tp_group = get_parallel().tp_group
+        agree = partial(tp_group.broadcast, src=0) if tp_group.world_size > 1 else None
+        return EarlyStop(self._draft_stop, leniency, None if one_token is None else ~one_token, agree)
 
     def _forward_prefill_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         if not batch.forward_mode.is_idle():

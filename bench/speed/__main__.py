@@ -22,6 +22,7 @@ from bench.speed import report
 from bench.speed.figures import rows_of
 from bench.speed.heavy_target import WIDTH, write_heavy
 from bench.speed.measure import run_arms, run_group
+from bench.speed.observer import COIN_SEED
 from bench.speed.plan import ARMS, CONCURRENCY, GROUPS, NONE, RATIOS, STEPS, Server, groups_of
 from bench.speed.servers import Setup
 from bench.speed.weigh import weigh
@@ -66,7 +67,8 @@ def main() -> None:
     settings: dict[str, Any] = {
         "question": FIRST, "limit": LIMIT, "clips": args.clips, "clip_seed": SEED, "pair": str(args.pair),
         "dtype": args.dtype, "width": WIDTH, "ratios": args.ratios, "steps": args.steps, "stops": args.stops,
-        "arms": arms, "draft_layers": args.draft_layers, "concurrency": args.concurrency, "complete": False,
+        "arms": arms, "draft_layers": args.draft_layers,
+        "coin_seed": COIN_SEED, "concurrency": args.concurrency, "complete": False,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as folder:

@@ -9,7 +9,7 @@ rule, so it is a ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ class Cost:
     """Sums over the decode batches of one group of requests.
 
     Attributes:
-        rounds: batches; tokens: committed by them; seconds: from the beginning of each to that of the next.
-        accepted, requests: drafts accepted, and request rounds, over all batches.
+        rounds: batches; tokens: returned of what they committed; seconds: from each one's beginning to the next one's.
+        accepted, requests: drafts among the tokens, and request rounds, over all batches.
         steps: forwards of the draft.
         parts: milliseconds of every part of PARTS; they add up to `seconds`.
     """
@@ -52,8 +52,11 @@ class Cost:
         return self.parts["draft_forwards"] / self.steps
 
 
-def cost_of(lines: Sequence[dict[str, Any]]) -> Cost:
+def cost_of(lines: Sequence[dict[str, Any]], returned: Mapping[str, int]) -> Cost:
     """Add up the decode batches among the observer's lines of one group.
+
+    `returned`: tokens of each request's answer. Its last round may have committed more, behind an end or the limit;
+    these are no gain.
 
     A batch that read a prompt on the way is left out, as prefills are: decoding is what is compared. The time between
     two batches counts where nothing else ran there, and as their mean elsewhere.
@@ -84,18 +87,28 @@ def cost_of(lines: Sequence[dict[str, Any]]) -> Cost:
         parts["sglang"] += whole - draft - target - rule
         parts["between_rounds"] += 1e3 * gap
     batches = [line for _, line in chosen]
-    accepted = sum(sum(line["accepted"] or ()) for line in batches)
-    requests = sum(len(line["arms"]) for line in batches)
+    requests = sum(len(line["rids"]) for line in batches)
+    tokens = sum(map(sum, map(_committed, batches)))
+    everything = [line for line in lines if line["kind"] == "decode"]
+    for rid, count in returned.items():
+        mine = [dict(zip(line["rids"], _committed(line), strict=True)).get(rid, 0) for line in everything]
+        tokens -= max(0, 1 + sum(mine) - count)  # 1: the prefill's own
     return Cost(
         len(batches),
-        accepted + requests,
+        tokens,
         sum(parts.values()) / 1e3,
-        accepted,
+        tokens - requests,
         requests,
-        sum((line["drafted"] or 0) * len(line["arms"]) for line in batches),
+        sum((line["drafted"] or 0) * len(line["rids"]) for line in batches),
         sum(line["steps"] for line in batches),
         parts,
     )
+
+
+def _committed(line: dict[str, Any]) -> list[int]:
+    """Tokens that a batch committed, a number a request."""
+    accepted = line["accepted"] or [0] * len(line["rids"])
+    return [count + 1 for count in accepted]
 
 
 def joined(costs: Sequence[Cost]) -> Cost:

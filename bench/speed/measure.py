@@ -51,7 +51,8 @@ def run_group(server: Observed, arm: str, clips: Sequence[int], bodies: Sequence
         began = time.perf_counter()
         answers = tuple(pool.map(server.endpoint.ask, asked))
         seconds = time.perf_counter() - began
-    return Group(tuple(clips), answers, seconds, cost_of(server.lines.read()))
+    returned = {body["rid"]: len(answer.ids) for body, answer in zip(asked, answers, strict=True)}
+    return Group(tuple(clips), answers, seconds, cost_of(server.lines.read(), returned))
 
 
 def run_arms(

@@ -67,6 +67,7 @@ class Clock:
 
 clock = Clock()
 random_rows: list[bool] = []
+COIN_SEED = 0
 
 
 def load() -> None:
@@ -95,7 +96,7 @@ def _around_batch(sink: Any, run: Callable[..., Any], worker: Any, batch: Any, *
     began = time.perf_counter()
     kind = "decode" if batch.forward_mode.is_decode() else "other"
     random_rows[:] = [req.rid.startswith(RANDOM) for req in batch.reqs]
-    arms = [req.rid.split("/")[0] for req in batch.reqs]
+    rids = [req.rid for req in batch.reqs]
     result = run(worker, batch, *args, **kwargs)
     ended = time.perf_counter()
     clock.parts.pop("running")
@@ -103,7 +104,7 @@ def _around_batch(sink: Any, run: Callable[..., Any], worker: Any, batch: Any, *
     width = getattr(result, "speculative_num_draft_tokens", None)
     line = {
         "kind": kind,
-        "arms": arms,
+        "rids": rids,
         "began": began,
         "ended": ended,
         "accepted": None if accept_lens is None else (accept_lens - 1).tolist(),
@@ -139,13 +140,13 @@ def _time_our_parts() -> None:
     wrap(PromptReader, "read", "reading")
     wrap(AttentionRelevance, "_after_attention", "scoring")
     wrap(commit, "after_eagle_sample", "rule")
-    care_of = Care.__call__
+    care_of, coin = Care.__call__, torch.Generator().manual_seed(COIN_SEED)
 
     def care(self: Any, relevance: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
         found = care_of(self, relevance, gap)
         if not any(random_rows):
             return found
-        is_wording = torch.rand(found.shape, device=found.device) < 0.5
+        is_wording = torch.rand(found.shape, generator=coin).to(found.device) < 0.5
         chance = torch.where(is_wording, -torch.inf, torch.inf)
         return torch.where(torch.tensor(random_rows, device=found.device)[:, None], chance, found)
 

@@ -15,7 +15,7 @@ ARMS = (NONE, *PRESETS, "random")
 RATIOS = (5.0, 10.0)  # c of a 32B and of a 72B target beside a 7B draft
 STEPS = (4, 6, 8, 10, 14)
 CONCURRENCY = (1, 4, 8)
-GROUPS = {1: 4, 4: 1, 8: 1}  # groups of so many requests at once; each is put to every arm
+GROUPS = {1: 4, 4: 2, 8: 1}  # groups of so many requests at once; each is put to every arm
 
 
 @dataclass(frozen=True)

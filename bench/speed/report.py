@@ -12,11 +12,11 @@ from bench.speed.cost import PARTS
 WORDS = (
     "Decoding: tokens a second behind the first token, by those of the same questions without speculation, over all "
     "groups; in brackets the least and the greatest of the groups. End to end: prompts and waiting included. T: "
-    "accepted drafts a round, without the target's own token. Model: (T + 1) / (s / c + v) with s draft forwards a "
-    "round, c the target's forward without speculation by the draft's, v the verify forward by the target's without "
-    "speculation, all measured in the same groups; it leaves out SGLang's own work, scoring and rule. Facts: right in "
-    "the answers, by those right without speculation; few answers, so see the fidelity bench for quality. Same: "
-    "answers that are those without speculation, token by token (in bfloat16 ties can fall either way)."
+    "accepted and returned drafts a round, without the target's own token. Model: (T + 1) / (s / c + v) with s draft "
+    "forwards a round, c the target's forward without speculation by the draft's, v the verify forward by the target's "
+    "without speculation, all measured in the same groups; it leaves out SGLang's own work, scoring and rule. Facts: "
+    "right in the answers, by those right without speculation; few answers, so see the fidelity bench for quality. "
+    "Same: answers that are those without speculation, token by token (in bfloat16 ties can fall either way)."
 )
 COLUMNS = (
     "arm", "K", "at once", "decoding", "end to end", "T", "s", "c", "v", "model", "of the model", "facts", "same"
@@ -75,8 +75,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["arm"] + stop,
         f"{row['K']}",
         f"{row['concurrency']}",
-        _speedup(row["decode_speedup"], row["decode_speedup_groups"]),
-        _speedup(row["e2e_speedup"], row["e2e_speedup_groups"]),
+        _speedup(row, "decode_speedup"),
+        _speedup(row, "e2e_speedup"),
         f"{row['T']:.2f}",
         f"{row['draft_steps']:.1f}",
         f"{row['c']:.1f}",
@@ -99,8 +99,10 @@ def _round_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _speedup(value: float, groups: Sequence[float]) -> str:
-    return f"{value:.2f}x [{groups[0]:.2f}, {groups[2]:.2f}]"
+def _speedup(row: dict[str, Any], name: str) -> str:
+    least, _, greatest = row[f"{name}_groups"]
+    spread = f" [{least:.2f}, {greatest:.2f}]" if row["groups"] > 1 else ""
+    return f"{row[name]:.2f}x{spread}"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -161,8 +161,8 @@ class ChainDraftWorker(StandaloneDraftWorker):
         return build_eagle_verify_input(
             batch,
             draft_input,
-            self._topk1_parents_prealloc[:num_requests],
-            self._topk1_score_indices_prealloc[:num_requests, :length],
+            self._topk1_parents_prealloc[:num_requests, :length].contiguous(),
+            self._topk1_score_indices_prealloc[:num_requests, :length].contiguous(),
             chain,
             None,
             target_worker=self.target_worker,

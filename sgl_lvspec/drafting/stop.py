@@ -19,6 +19,9 @@ they are right (the demo pair's says .5 where it is right in .3), so bounds on p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 
@@ -29,36 +32,59 @@ class EarlyStop:
         stop: bound on the reach, from 0 (chains run to K) to 1.
         leniency: float32 [B], λ of each request; 0: strict.
         may_accept: bool [B], False: the request commits no draft whatever it is. None: all may.
+        agree: makes a tensor that of the first rank, in place; ranks that round otherwise must not part here.
     """
 
-    def __init__(self, stop: float, leniency: torch.Tensor, may_accept: torch.Tensor | None = None) -> None:
-        self._stop, self._leniency = stop, leniency
+    def __init__(
+        self,
+        stop: float,
+        leniency: torch.Tensor,
+        may_accept: torch.Tensor | None = None,
+        agree: Callable[[torch.Tensor], Any] | None = None,
+    ) -> None:
+        self._stop, self._leniency, self._agree = stop, leniency, agree
         self._is_loose = leniency > 0
-        self._reach = torch.ones_like(leniency) if may_accept is None else may_accept.to(leniency.dtype)
-        self._confidences: list[torch.Tensor] = []
+        self._shares = ~self._is_loose if may_accept is None else ~self._is_loose & may_accept
+        self._reach = [torch.ones_like(leniency)]  # before the first token, and after each
 
     def is_reached(self, logits: torch.Tensor) -> bool:
         """Whether the chains end with the tokens just drafted: the likeliest of the draft's logits float [B, V]."""
         if self._stop <= 0.0:
             return False
         confidence = (logits.amax(dim=-1) - logits.logsumexp(dim=-1)).float().exp()
-        self._confidences.append(confidence)
-        self._reach *= confidence + (1.0 - confidence) * self._leniency
-        if bool((self._reach[self._is_loose] >= self._stop).any()):
+        if self._agree is not None:
+            self._agree(confidence)
+        reach = _reach(self._reach[-1], confidence, self._leniency)
+        self._reach.append(reach)
+        if bool((reach[self._is_loose] >= self._stop).any()):
             return False
-        strict = self._reach[~self._is_loose]
-        return not len(strict) or float(strict.mean()) < self._stop
+        sharing = reach[self._shares]
+        return not len(sharing) or float(sharing.mean()) < self._stop
 
     def own_lengths(self) -> torch.Tensor | None:
         """How many tokens of its chain each loose request is offered, int64 [B] (a strict one: all); None: all, all."""
-        if not self._confidences or not self._is_loose.any():
+        longest = len(self._reach) - 1
+        if not longest or not self._is_loose.any():
             return None
-        lengths = own_lengths(torch.stack(self._confidences, dim=1), self._leniency, self._stop)
-        lengths = torch.where(self._is_loose, lengths, len(self._confidences))
-        return lengths if bool((lengths < len(self._confidences)).any()) else None
+        lengths = torch.where(self._is_loose, _lengths(self._reach[1:], self._stop), longest)
+        return lengths if bool((lengths < longest).any()) else None
 
 
 def own_lengths(confidence: torch.Tensor, leniency: torch.Tensor, stop: float) -> torch.Tensor:
     """Where chains end by themselves: int64 [B], from 1 to k, of the draft's probabilities float32 [B, k] and λ [B]."""
-    reach = (confidence + (1.0 - confidence) * leniency[:, None]).cumprod(dim=1)
-    return ((reach >= stop).long().cumprod(dim=1).sum(dim=1) + 1).clamp_max(confidence.shape[1])
+    reach, before = [], torch.ones(len(confidence))
+    for each in confidence.unbind(dim=1):
+        before = _reach(before, each, leniency)
+        reach.append(before)
+    return _lengths(reach, stop)
+
+
+def _reach(before: torch.Tensor, confidence: torch.Tensor, leniency: torch.Tensor) -> torch.Tensor:
+    """Reach [B] with one token more."""
+    return before * (confidence + (1.0 - confidence) * leniency)
+
+
+def _lengths(reach: list[torch.Tensor], stop: float) -> torch.Tensor:
+    """Up to and with the first token whose reach is below `stop`; all where there is none."""
+    is_above = torch.stack(reach, dim=1) >= stop
+    return (is_above.long().cumprod(dim=1).sum(dim=1) + 1).clamp_max(len(reach))

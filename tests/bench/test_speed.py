@@ -41,7 +41,13 @@ TARGET = Path("demo/pair/target")
 def line(began: float, ended: float, accepted: list[int] | None = None, **more: Any) -> dict[str, Any]:
     count = 1 if accepted is None else len(accepted)
     drafted = None if accepted is None else 10
-    parts = {"kind": "decode", "arms": ["strict"] * count, "accepted": accepted, "drafted": drafted, "steps": 0}
+    parts = {
+        "kind": "decode",
+        "rids": [f"strict/{i}" for i in range(count)],
+        "accepted": accepted,
+        "drafted": drafted,
+        "steps": 0,
+    }
     return {**parts, "began": began, "ended": ended, **more}
 
 
@@ -58,7 +64,7 @@ ROUND = {
 
 class TestCost:
     def test_the_parts_of_a_round_add_up_to_its_time(self) -> None:
-        cost = cost_of([line(1.0, 1.06, [3], **ROUND), line(1.07, 1.13, [5], **ROUND)])
+        cost = cost_of([line(1.0, 1.06, [3], **ROUND), line(1.07, 1.13, [5], **ROUND)], {"strict/0": 11})
         assert cost.parts == pytest.approx(
             {
                 "draft_forwards": 32, "draft_rest": 8, "verify": 56, "scoring": 4, "rule": 6,
@@ -71,7 +77,7 @@ class TestCost:
         assert (cost.step_ms, cost.target_ms) == (2.0, 28.0)
 
     def test_a_batch_commits_a_token_for_each_request_and_what_each_accepted(self) -> None:
-        cost = cost_of([line(0.0, 0.1, [3, 0, 7], **ROUND)])
+        cost = cost_of([line(0.0, 0.1, [3, 0, 7], **ROUND)], {})
         assert (cost.tokens, cost.requests, cost.accepted, cost.drafted) == (13, 3, 10, 30)
 
     def test_prompts_are_left_out_with_the_time_around_them(self) -> None:
@@ -83,21 +89,28 @@ class TestCost:
             line(0.51, 0.57, [1], **ROUND),
             line(0.58, 0.64, [1], **ROUND),
         ]
-        cost = cost_of(lines)
+        cost = cost_of(lines, {"strict/0": 17})
         assert (cost.rounds, cost.accepted) == (3, 3)
         assert cost.parts["between_rounds"] == pytest.approx(3 * 10)
 
     def test_without_speculation_every_batch_gives_a_token_a_request(self) -> None:
-        cost = cost_of([line(0.0, 0.012, target_forward=10.0), line(0.014, 0.026, target_forward=10.0)])
+        cost = cost_of([line(0.0, 0.012, target_forward=10.0), line(0.014, 0.026, target_forward=10.0)], {})
         assert (cost.tokens, cost.steps, cost.target_ms) == (2, 0, 10.0)
         assert cost.rate == pytest.approx(2 / 0.028)
 
+    def test_what_is_cut_off_behind_an_end_is_no_gain(self) -> None:
+        """Two requests; the first returns 1 + 4 + 2 tokens of 1 + 4 + 6, the second all of its 1 + 3."""
+        first = {"rids": ["strict/0", "strict/1"]}
+        lines = [line(0.0, 0.06, [3, 2], **ROUND) | first, line(0.07, 0.13, [5], **ROUND)]
+        cost = cost_of(lines, {"strict/0": 7, "strict/1": 4})
+        assert (cost.tokens, cost.requests, cost.accepted) == (9, 3, 6)
+
     def test_nothing_decoded_is_an_error(self) -> None:
         with pytest.raises(RuntimeError, match="must decode"):
-            cost_of([line(0.0, 0.1) | {"kind": "other"}])
+            cost_of([line(0.0, 0.1) | {"kind": "other"}], {})
 
     def test_groups_join(self) -> None:
-        one, two = cost_of([line(0.0, 0.1, [3], **ROUND)]), cost_of([line(5.0, 5.2, [1, 2], **ROUND)])
+        one, two = cost_of([line(0.0, 0.1, [3], **ROUND)], {}), cost_of([line(5.0, 5.2, [1, 2], **ROUND)], {})
         both = joined([one, two])
         assert (both.rounds, both.tokens, both.requests, both.steps) == (2, 9, 3, 16)
         assert both.seconds == pytest.approx(one.seconds + two.seconds)
@@ -198,7 +211,8 @@ class FakeServer:
 
     def ask(self, body: dict[str, Any]) -> Answer:
         self.log.append(f"{self.name} {body['rid']}")
-        self._lines.append(line(0.0, 0.1, [self.tokens - 1] if self.name == "ours" else None, **ROUND))
+        rids = {"rids": [body["rid"]]}
+        self._lines.append(line(0.0, 0.1, [self.tokens - 1] if self.name == "ours" else None, **ROUND) | rids)
         return Answer(tuple(range(40)), 0.1, 1.1, 1, 100, 0, {"rounds": 1, "T": 3.0})
 
     def _read(self) -> list[dict[str, Any]]:
@@ -226,7 +240,7 @@ def rows(concurrency: int = 1) -> list[dict[str, Any]]:
         of_round = {} if accepted is None else ROUND
         times = {"target_forward": 20.0} if accepted is None else {}
         lines = [line(0.0, 0.06 * busy, None if accepted is None else [accepted], **{**of_round, **times})]
-        return Group((0,), (answer,), seconds, cost_of(lines))
+        return Group((0,), (answer,), seconds, cost_of(lines, {}))
 
     clips = list(held_out(1))
     found = {NONE: [group(None, 4.0, 1), group(None, 40.0, 10)], "strict": [group(3, 2.0, 1), group(3, 20.0, 10)]}
@@ -267,6 +281,7 @@ def test_the_report_has_a_line_for_every_row_and_a_plot(tmp_path: Path) -> None:
     text = (tmp_path / "speed.md").read_text()
     assert text.count("| strict | 10 | 1 |") == text.count("| strict | 10 | 4 |") == 2
     assert "4.00x [4.00, 4.00]" in text and "not finished" in text
+    assert "4.00x |" in report.markdown({**found, "rows": [{**row, "groups": 1} for row in found["rows"]]})
     assert json.loads((tmp_path / "speed.json").read_text()) == found
     report.plot(found, tmp_path / "speed.svg")
     assert (tmp_path / "speed.svg").read_text().count("c = 5, ") >= 2
@@ -310,7 +325,7 @@ class TestObserver:
         assert observer._around_batch(sink, outer, None, batch) is result
         (told,) = [json.loads(each) for each in sink.getvalue().splitlines()]
         assert (told["kind"], told["accepted"], told["drafted"], told["steps"]) == ("decode", [3], 7, 1)
-        assert told["arms"] == ["strict"] and told["ended"] >= told["began"]
+        assert told["rids"] == ["strict/3"] and told["ended"] >= told["began"]
 
 
 class TestChains:

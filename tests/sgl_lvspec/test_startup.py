@@ -294,3 +294,15 @@ def test_a_command_line_without_lvspec_resolves_as_sglang_alone_would() -> None:
         "speculative_eagle_topk": None,
         "speculative_algorithm": None,
     }
+
+
+def test_chains_are_stopped_on_cpu_alone(fitting: list[Any]) -> None:
+    record = _record(device="cuda", attention_backend="flashinfer")
+    record._lvspec = LVSpecConfig(draft_stop=0.5)
+    assert _refusal(record).startswith("--lvspec-draft-stop needs --device cpu")
+    for stop in (None, 0):
+        record._lvspec = LVSpecConfig(draft_stop=stop)
+        startup.validate(record)  # type: ignore[arg-type]
+    record = _record()
+    record._lvspec = LVSpecConfig(draft_stop=0.5)
+    startup.validate(record)  # type: ignore[arg-type]

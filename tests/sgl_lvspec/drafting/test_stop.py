@@ -83,8 +83,18 @@ def test_a_request_that_commits_no_draft_asks_for_no_step() -> None:
     """It is one that is penalised: alone it ends the chain at once, among others it does not count."""
     penalised = torch.tensor([False])
     assert steps(EarlyStop(0.01, torch.zeros(1), penalised), logits(1.0)) == [True]
-    stop = EarlyStop(0.3, torch.zeros(2), torch.tensor([False, True]))
-    assert steps(stop, logits(1.0, 0.9), logits(1.0, 0.6)) == [False, True]  # .45, .27
+    stop = EarlyStop(0.6, torch.zeros(2), torch.tensor([False, True]))
+    assert steps(stop, logits(1.0, 0.9), logits(1.0, 0.8), logits(0.1, 0.8)) == [False, False, True]  # .9, .72, .58
+
+
+def test_ranks_go_by_the_first_ones_numbers() -> None:
+    """Another rank's sum differs in its last bits, or here in more."""
+
+    def agree(confidence: torch.Tensor) -> None:
+        confidence.fill_(0.5)
+
+    stop = EarlyStop(0.3, torch.zeros(1), agree=agree)
+    assert steps(stop, logits(0.9), logits(0.9)) == [False, True]
 
 
 def test_zero_never_ends_a_chain() -> None:

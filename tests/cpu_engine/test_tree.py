@@ -149,6 +149,12 @@ def test_the_walk_stops_after_depth_steps() -> None:
     assert positions.tolist() == [0, 1, 2, 2]
 
 
+def test_a_slice_is_refused_as_the_compiled_kernel_would_misread_it() -> None:
+    wide = torch.arange(8).view(2, 4)
+    with pytest.raises(ValueError, match="needs contiguous parent_list and selected_index"):
+        build(torch.tensor([[-1, 0], [-1, 0]]), wide[:, :2], torch.tensor([1, 1]), 1, 2, QLEN_ONLY)
+
+
 def test_packed_masks_are_refused_by_name() -> None:
     with pytest.raises(NotImplementedError, match=r"build_tree_kernel_efficient_cpu.*got 2"):
         build(torch.tensor([[-1, 0]]), torch.tensor([[0, 1]]), torch.tensor([1]), 1, 2, QLEN_ONLY_BITPACKING)

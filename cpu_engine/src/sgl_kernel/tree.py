@@ -94,6 +94,12 @@ def build_tree_kernel_efficient_cpu(
     num_reqs, num_nodes = verified_seq_len.numel(), draft_token_num
     if num_reqs == 0:
         return
+    if not (parent_list.is_contiguous() and selected_index.is_contiguous()):
+        # SGLang's compiled kernel reads them by pointer: what runs here must run there.
+        raise ValueError(
+            f"build_tree_kernel_efficient_cpu needs contiguous parent_list and selected_index; found strides "
+            f"{parent_list.stride()} and {selected_index.stride()}. Call contiguous() on them."
+        )
     seq_len = verified_seq_len.long()
     parents = _parents(parent_list.long(), selected_index.long(), topk)
     _link_children(parents, retrieve_next_token, retrieve_next_sibling)

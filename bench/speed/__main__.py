@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS[1:], default=list(ARMS[1:]), help="beside none")
     parser.add_argument("--groups", type=int, help="groups of requests an arm, at each concurrency")
     parser.add_argument("--clips", type=int, default=8, help="held-out clips that are asked about in turn")
-    parser.add_argument("--draft-layers", type=int, default=4, help="layers more than the demo pair's draft")
+    parser.add_argument("--draft-layers", type=int, default=2, help="layers more than the demo pair's draft")
     parser.add_argument("--pair", type=Path, default=Path("demo/pair"))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="more flags of sglang.launch_server, for all")

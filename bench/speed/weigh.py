@@ -12,7 +12,7 @@ from bench.speed.measure import run_group
 from bench.speed.plan import NONE, STRICT, Server
 from bench.speed.servers import Setup
 
-FEW, MANY = 1, 9  # layers of the two heavy targets between which the cost of a layer is found
+FEW, MANY = 10, 30  # layers of the two heavy targets that a layer's cost is read off; fewer would fit a CPU's caches
 
 
 def weigh(

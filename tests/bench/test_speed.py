@@ -288,10 +288,10 @@ def test_the_report_has_a_line_for_every_row_and_a_plot(tmp_path: Path) -> None:
 
 
 def test_layers_are_chosen_by_what_a_layer_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 ms with one more layer, 14 with nine: 1 ms each; a draft of 2 ms: 10 ms for c = 5 are five layers."""
+    """15 ms with ten more layers, 35 with thirty: 1 ms each; a draft of 4 ms: 20 ms for c = 5 are fifteen layers."""
     monkeypatch.setattr(weigh, "write_heavy", lambda *_, **__: None)
-    costs = {"weigh 1": SimpleNamespace(target_ms=6.0), "weigh 9": SimpleNamespace(target_ms=14.0)}
-    costs["weigh draft"] = SimpleNamespace(target_ms=9.0, step_ms=2.0)
+    costs = {"weigh 10": SimpleNamespace(target_ms=15.0), "weigh 30": SimpleNamespace(target_ms=35.0)}
+    costs["weigh draft"] = SimpleNamespace(target_ms=9.0, step_ms=4.0)
 
     @contextmanager
     def serve(_target: Path, _server: Server | None, name: str) -> Any:
@@ -300,9 +300,9 @@ def test_layers_are_chosen_by_what_a_layer_costs(tmp_path: Path, monkeypatch: py
     setup: Any = SimpleNamespace(folder=tmp_path, draft=tmp_path, serve=serve, command=lambda *_: [])
     monkeypatch.setattr(weigh, "run_group", lambda server, *_: SimpleNamespace(cost=costs[server]))
     layers, found = weigh.weigh(setup, TARGET, [5.0, 10.0, 1.0], [{}, {}], lambda _text: None)
-    assert layers == {5.0: 5, 10.0: 15, 1.0: 0}
+    assert layers == {5.0: 15, 10.0: 35, 1.0: 0}
     assert found["layer_ms"] == 1.0
-    costs["weigh 9"] = SimpleNamespace(target_ms=5.0)
+    costs["weigh 30"] = SimpleNamespace(target_ms=5.0)
     with pytest.raises(RuntimeError, match="quiet machine"):
         weigh.weigh(setup, TARGET, [5.0], [{}, {}], lambda _text: None)
 

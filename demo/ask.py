@@ -49,10 +49,10 @@ class Answer:
         first = "no text" if self.first_s is None else f"first token after {self.first_s:.2f} s"
         rounds = self.speculation.get("spec_verify_ct", 0)
         if rounds:
+            # How many were drafted it cannot tell: SGLang counts K a round, and chains may end before.
             accepted = self.speculation["spec_num_correct_drafts"]
-            proposed = self.speculation["spec_num_proposed_drafts"]
             count = "1 round" if rounds == 1 else f"{rounds} rounds"
-            drafting = f"{count}, T = {accepted / rounds:.2f} ({accepted} of {proposed} draft tokens accepted)"
+            drafting = f"{count}, T = {accepted / rounds:.2f} ({accepted} draft tokens accepted)"
         else:
             drafting = "no speculation"
         return [f"{tokens} tokens, {speed}, {first}, prompt {prompt} tokens of which {cached} cached", drafting]

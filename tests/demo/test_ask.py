@@ -108,7 +108,7 @@ def test_answer_and_measurements_are_printed(
     assert run(monkeypatch, "--url", server.url, "--video", str(clip)) == 0
     printed = capsys.readouterr().out
     assert "A red circle.\n" in printed
-    assert "4 rounds, T = 3.75 (15 of 40 draft tokens accepted)" in printed  # 15 / 4: the bonus tokens do not count
+    assert "4 rounds, T = 3.75 (15 draft tokens accepted)" in printed  # 15 / 4: the bonus tokens do not count
     assert "prompt 91 tokens of which 15 cached" in printed
     assert ask.LEGEND in printed
 

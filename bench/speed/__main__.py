@@ -74,7 +74,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as folder:
         setup = Setup(Path(folder) / "draft", Path(folder), args.dtype, tuple(args.more))
         write_heavy(args.pair / "draft", setup.draft, args.draft_layers)
-        settings["command"] = setup.command(Path("HEAVY-TARGET"), servers[-1], 0)[1:]
+        command = setup.command(Path("HEAVY-TARGET"), servers[-1], 0)[1:]
+        settings["command"] = ["HEAVY-DRAFT" if word == str(setup.draft) else word for word in command]
         layers, settings["weighed"] = weigh(setup, target, args.ratios, bodies, _say)
         settings["layers"] = {f"{ratio:g}": count for ratio, count in layers.items()}
         with setup.serve(target, None, "the demo pair's target") as server:

@@ -52,7 +52,7 @@ def markdown(found: dict[str, Any]) -> str:
         first = rows[0]
         parts += [
             f"## {frames} frames, {first['visual_tokens']:.0f} visual tokens a clip; clips: {first['clips']}",
-            _rows(COLUMNS, (_cells(each) for each in rows)),
+            table(COLUMNS, (_cells(each) for each in rows)),
         ]
         if any(each["measured_as"] for each in rows):
             parts.append("\\* At keep 1 every policy is `full`, which was measured once.")
@@ -100,7 +100,8 @@ def _ms(value: float | None) -> str:
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
-def _rows(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown of a table."""
     return "\n".join(f"| {' | '.join(each)} |" for each in (names, ["---"] * len(names), *rows))
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from bench.context.measure import FIRST, LIMIT, Prompts
+from bench.context.report import document
 from bench.provenance import made_by
 from bench.speed import report
 from bench.speed.figures import rows_of
@@ -102,9 +103,9 @@ def main() -> None:
                             rows += [{"c_wanted": ratio, **row} for row in new]
                     _say("")
                     settings["seconds"] = round(time.monotonic() - begin)
-                    report.write(report.document(about, settings, rows), args.out)
+                    report.write(document(about, settings, rows), args.out)
     settings["complete"] = True
-    found_all = report.document(about, settings, rows)
+    found_all = document(about, settings, rows)
     report.write(found_all, args.out)
     report.plot(found_all, args.out.with_suffix(".svg"))
     print(report.markdown(found_all))

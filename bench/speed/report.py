@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.context.report import table
 from bench.speed.cost import PARTS
 
 WORDS = (
@@ -25,11 +25,6 @@ PART_NAMES = {
     "draft_forwards": "draft's forwards", "draft_rest": "rest of drafting", "verify": "verify forward",
     "scoring": "scoring", "rule": "rule", "sglang": "SGLang's rest of the round", "between_rounds": "between rounds",
 }  # fmt: skip
-
-
-def document(about: dict[str, Any], settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that a run found, as plain JSON."""
-    return {"provenance": about, "settings": settings, "rows": list(rows)}
 
 
 def write(found: dict[str, Any], out: Path) -> None:
@@ -59,9 +54,9 @@ def markdown(found: dict[str, Any]) -> str:
                 f"## c = {ratio:g}: {settings['layers'][f'{ratio:g}']} layers more than the demo pair's target; "
                 f"answers of both alike: {settings[f'same_as_plain_target_at_{ratio:g}']}"
             ),
-            _table(COLUMNS, (_cells(row) for row in rows)),
+            table(COLUMNS, (_cells(row) for row in rows)),
             "One round, milliseconds:",
-            _table(
+            table(
                 ("arm", "K", "at once", *PART_NAMES.values(), "together", "a token alone"),
                 (_round_cells(row) for row in rows),
             ),
@@ -103,10 +98,6 @@ def _speedup(row: dict[str, Any], name: str) -> str:
     least, _, greatest = row[f"{name}_groups"]
     spread = f" [{least:.2f}, {greatest:.2f}]" if row["groups"] > 1 else ""
     return f"{row[name]:.2f}x{spread}"
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(each)} |" for each in (names, ["---"] * len(names), *rows))
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

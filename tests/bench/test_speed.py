@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,26 +13,13 @@ import pytest
 import torch
 
 from bench.context.client import Answer
-from bench.speed import heavy_target, observer, report, weigh
-from bench.speed.chains import (
-    LONGEST,
-    Position,
-    Recorded,
-    fixed,
-    following,
-    knowing,
-    looking_up,
-    play,
-    read_last,
-    stopping,
-)
+from bench.context.report import document
+from bench.speed import observer, report, weigh
 from bench.speed.cost import PARTS, Cost, cost_of, joined, predicted
 from bench.speed.figures import rows_of
 from bench.speed.measure import Group, run_arms
 from bench.speed.plan import ARMS, NONE, Server, groups_of, in_turn, request_of
 from demo.heldout import held_out
-from sgl_lvspec.drafting.stop import EarlyStop
-from sgl_lvspec.flags import examine_calibration
 
 TARGET = Path("demo/pair/target")
 
@@ -125,52 +111,6 @@ def test_the_cost_model() -> None:
     assert found == pytest.approx(
         {"T": 3.2, "draft_steps": 10, "c": 5, "v": 1.2, "predicted_cost": 3.2, "predicted_speedup": 4.2 / 3.2}
     )
-
-
-class TestHeavyTarget:
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("heavy") / "target"
-        heavy_target.write_heavy(Path("demo/pair/draft"), out.parent / "draft", layers=1, width=512)
-        heavy_target.write_heavy(TARGET, out, layers=3, width=1024, draft=out.parent / "draft")
-        return out
-
-    def test_it_says_what_the_light_one_says(self, heavy: Path) -> None:
-        from transformers import AutoModelForImageTextToText
-
-        light, same = (
-            AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32) for path in (TARGET, heavy)
-        )
-        assert len(same.model.language_model.layers) == len(light.model.language_model.layers) + 3
-        assert same.model.language_model.layers[0].mlp.up_proj.out_features == 1024
-        ids = torch.randint(0, 1000, (3, 40), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            a, b = light(input_ids=ids).logits, same(input_ids=ids).logits
-        # Zeros are added, but a longer sum may be cut into blocks elsewhere: the last bits of float32.
-        assert torch.allclose(a, b, atol=1e-4)
-        assert torch.equal(a.argmax(-1), b.argmax(-1))
-
-    def test_what_is_added_computes_and_writes_nothing(self, heavy: Path) -> None:
-        from safetensors.torch import load_file
-
-        weights = load_file(heavy / "model.safetensors")
-        for layer in (4, 5, 6):
-            assert not weights[f"model.layers.{layer}.mlp.down_proj.weight"].any()
-            assert not weights[f"model.layers.{layer}.self_attn.o_proj.weight"].any()
-            assert weights[f"model.layers.{layer}.mlp.up_proj.weight"].any(dim=1).all()
-
-    def test_its_calibration_is_made_out_to_it(self, heavy: Path) -> None:
-        assert examine_calibration(heavy / "lvspec.json", str(heavy), str(heavy.parent / "draft"), None, None) is None
-        light, own = (json.loads((path / "lvspec.json").read_text()) for path in (TARGET, heavy))
-        assert own["target"].pop("fingerprint") != light["target"].pop("fingerprint")
-        assert (own.pop("target")["num_layers"], light.pop("target")["num_layers"]) == (7, 4)
-        assert (own.pop("draft")["num_layers"], light.pop("draft")["num_layers"]) == (3, 2)
-        assert own == light
-
-    def test_another_checkpoint_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="at most 100 neurons; found 12 weights and 640 neurons"):
-            heavy_target.write_heavy(TARGET, tmp_path / "x", layers=1, width=100)
 
 
 class TestPlan:
@@ -276,7 +216,7 @@ def test_the_report_has_a_line_for_every_row_and_a_plot(tmp_path: Path) -> None:
         "dtype": "bfloat16", "seconds": 1, "complete": False, "weighed": {"draft_step_ms": 1.0, "layer_ms": 1.0},
         "layers": {"5": 3}, "same_as_plain_target_at_5": "4 of 4 answers",
     }  # fmt: skip
-    found = report.document(about, settings, [{"c_wanted": 5.0, **row} for row in (*rows(), *rows(4))])
+    found = document(about, settings, [{"c_wanted": 5.0, **row} for row in (*rows(), *rows(4))])
     report.write(found, tmp_path / "speed.json")
     text = (tmp_path / "speed.md").read_text()
     assert text.count("| strict | 10 | 1 |") == text.count("| strict | 10 | 4 |") == 2
@@ -326,55 +266,3 @@ class TestObserver:
         (told,) = [json.loads(each) for each in sink.getvalue().splitlines()]
         assert (told["kind"], told["accepted"], told["drafted"], told["steps"]) == ("decode", [3], 7, 1)
         assert told["rids"] == ["strict/3"] and told["ended"] >= told["began"]
-
-
-class TestChains:
-    ANSWER = Recorded(
-        tokens=(1, 2, 3, 4, 5, 6),
-        positions=tuple(Position((0.9,) * LONGEST, accepted) for accepted in (2, 1, 0, 3, 1)),
-        prompt=(7, 8),
-    )
-
-    def test_a_policy_is_played_from_round_to_round(self) -> None:
-        """Chains of two: behind token 0 two are accepted, then behind token 3 three would be: two rounds."""
-        found = play([self.ANSWER], fixed(2), 5.0, lambda rows: 1.0 + 0.1 * rows)
-        assert (found["T"], found["draft_steps"]) == (2.0, 2.0)
-        assert found["speedup"] == pytest.approx(5 / (2 * (2 / 5 + 1.3)))
-
-    def test_reading_the_last_token_costs_a_forward(self) -> None:
-        less, more = (play([self.ANSWER], policy(2), 5.0, lambda _rows: 1.0) for policy in (fixed, read_last))
-        assert more["draft_steps"] - less["draft_steps"] == 1.0
-
-    def test_nobody_beats_knowledge(self) -> None:
-        rng = random.Random(0)
-        answers = []
-        for _ in range(20):
-            accepted = [min(LONGEST, int(rng.expovariate(0.3))) for _ in range(40)]
-            positions = tuple(Position(tuple(rng.random() for _ in range(LONGEST)), n) for n in accepted)
-            answers.append(Recorded(tuple(range(41)), positions, ()))
-        verify = lambda rows: 1.0 + 0.05 * rows  # noqa: E731
-        best = play(answers, knowing(), 5.0, verify)["speedup"]
-        for policy in (fixed(1), fixed(4), fixed(10), stopping(0.3), stopping(0.7), following(0.3)):
-            assert play(answers, policy, 5.0, verify)["speedup"] <= best
-
-    def test_stopping_is_what_the_plugin_does(self) -> None:
-        """`EarlyStop` on logits with these probabilities ends its chains in the same places."""
-        rng = random.Random(1)
-        for _ in range(50):
-            confidence = tuple(rng.uniform(0.5, 1.0) for _ in range(LONGEST))
-            stop = EarlyStop(0.4, torch.zeros(1))
-            ends = (
-                number
-                for number, p in enumerate(confidence, 1)
-                if stop.is_reached(torch.tensor([[p, 1 - p]]).log()) or number == LONGEST
-            )
-            answer = Recorded((1, 2), (Position(confidence, LONGEST),), ())
-            played: Any = SimpleNamespace(answer=answer, place=0)
-            assert stopping(0.4)(played).length == next(ends)
-
-    def test_a_repeated_context_is_looked_up(self) -> None:
-        answer = Recorded((1, 2, 3, 9, 1, 2, 3, 9, 1), tuple(Position((0.5,) * LONGEST, 0) for _ in range(8)), ())
-        played: Any = SimpleNamespace(answer=answer, place=6)
-        chain = looking_up(fixed(4))(played)
-        assert (chain.length, chain.accepted, chain.steps) == (4, 2, 1.0), "9 1 2 3 follow; the answer has 9 1"
-        assert looking_up(fixed(4))(SimpleNamespace(answer=answer, place=2)).length == 4  # type: ignore[arg-type]

@@ -47,8 +47,8 @@ class Step:
 def steps_for(device: str) -> list[Step]:
     """What is installed, in order, for `cpu` or `cuda`."""
     local = ("--no-deps", "--no-build-isolation", "--editable")
-    sglang, cpu, development, constraints = (
-        f"requirements/{name}.txt" for name in ("sglang", "cpu", "development", f"constraints-{device}")
+    sglang, cpu, development, loadtest, constraints = (
+        f"requirements/{name}.txt" for name in ("sglang", "cpu", "development", "loadtest", f"constraints-{device}")
     )
 
     def packages(name: str, *files: str) -> Step:
@@ -57,9 +57,9 @@ def steps_for(device: str) -> list[Step]:
 
     project = Step("sgl-lvspec itself", (*local, "."), ("pyproject.toml",))
     if device == "cuda":
-        return [packages("SGLang with its CUDA packages", sglang, development), project]
+        return [packages("SGLang with its CUDA packages", sglang, development, loadtest), project]
     return [
-        packages("packages for CPU serving", cpu, development),
+        packages("packages for CPU serving", cpu, development, loadtest),
         Step("SGLang", ("--no-deps", "-r", sglang), (sglang,)),
         Step(
             "cpu_engine (sgl_kernel for CPU)",

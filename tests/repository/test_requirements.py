@@ -34,8 +34,8 @@ def test_every_line_is_an_exact_version_with_a_reason(file: str) -> None:
 @pytest.mark.parametrize(
     "files",
     [
-        ("sglang.txt", "cpu.txt", "development.txt", "constraints-cpu.txt"),
-        ("sglang.txt", "development.txt", "constraints-cuda.txt"),
+        ("sglang.txt", "cpu.txt", "development.txt", "loadtest.txt", "constraints-cpu.txt"),
+        ("sglang.txt", "development.txt", "loadtest.txt", "constraints-cuda.txt"),
     ],
     ids=["cpu", "cuda"],
 )

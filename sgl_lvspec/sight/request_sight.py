@@ -5,18 +5,19 @@ All of it hangs on SGLang's `Req` in the scheduler, so it lives as long as the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lvspec_kernels.relax import BONUS
-from sgl_lvspec.sight.tally import NAMES, Tally, finite_or_none
+from sgl_lvspec.sight.tally import LOOSENED, NAMES, Tally, finite_or_none
+from sgl_lvspec.sight.token_report import TokenReport
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 # Keys of `meta_info`: one object a request, and on request one entry a returned token.
 SUMMARY, LABELS, RELEVANCE = "lvspec", "lvspec_labels", "lvspec_relevance"
-PER_TOKEN = (LABELS, RELEVANCE)
+CHOICE, GIVEN_UP = "lvspec_choice", "lvspec_given_up"
+PER_TOKEN = (LABELS, RELEVANCE, CHOICE, GIVEN_UP)
 
 _TALLY = "_lvspec_tally"
 _RULE = "_lvspec_rule"  # set before a prefill (verification/rows.py); absent on a server without loose rules
@@ -39,22 +40,27 @@ def restart(req: Req) -> None:
 
 
 def wants_labels(req: Req) -> bool:
-    """Whether the request asked for one label and one relevance per token."""
+    """Whether the request asked for one entry per token in each list of `PER_TOKEN`."""
     custom = req.sampling_params.custom_params
     settings = custom.get("lvspec") if isinstance(custom, dict) else None
     return isinstance(settings, dict) and settings.get("labels") is True
 
 
-def add_labels(req: Req, labels: Sequence[int], relevance: Sequence[float] | None) -> None:
+def add_labels(req: Req, told: TokenReport) -> None:
     """One entry per returned token on the lists that SGLang slices into the response, whole or streamed."""
     if req.customized_info is None:
         req.customized_info = {}
-    names, scores = (req.customized_info.setdefault(key, []) for key in PER_TOKEN)
-    names.extend(NAMES[label] for label in labels)
-    if relevance is None:
-        scores.extend([None] * len(labels))
-    else:
-        scores.extend(_shown(label, score) for label, score in zip(labels, relevance, strict=True))
+    lists = [req.customized_info.setdefault(key, []) for key in PER_TOKEN]
+    for label, relevance, gap, choice in told.tokens():
+        is_loosened = label in LOOSENED
+        entries = (
+            NAMES[label],
+            None if label == BONUS else _shown(relevance),  # drafts are scored
+            choice if is_loosened else None,
+            _shown(gap) if is_loosened else 0.0,
+        )
+        for values, entry in zip(lists, entries, strict=True):
+            values.append(entry)
 
 
 def mode_of(req: Req) -> dict[str, Any]:
@@ -74,6 +80,6 @@ def summary_of(req: Req) -> dict[str, Any]:
     return {**mode_of(req), **tally_of(req).summary()}
 
 
-def _shown(label: int, relevance: float) -> float | None:
-    """A float32 without the digits that it does not have; None for the target's own token: drafts are scored."""
-    return None if label == BONUS else finite_or_none(float(f"{relevance:.6g}"))
+def _shown(value: float) -> float | None:
+    """A float32 without the digits that it does not have."""
+    return finite_or_none(float(f"{value:.6g}"))

@@ -19,6 +19,7 @@ from sglang.srt.managers.auxiliary_output import CompositeDeviceAuxiliaryOutput,
 from lvspec_kernels.relax import BONUS, MATCH
 from sgl_lvspec.sight import request_sight
 from sgl_lvspec.sight.tally import Tally
+from sgl_lvspec.sight.token_report import TokenReport
 
 if TYPE_CHECKING:
     from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -41,15 +42,16 @@ class RoundReport:
     label: torch.Tensor | None  # int8 [B, D], as in `tally`, -1 where nothing is committed; None: all rows are strict
     relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; anything for a bonus
     gap: torch.Tensor | None  # float32 [B, D], log p(target's likeliest) - log p(token); read where it is loosened
+    choice: torch.Tensor | None  # int32 [B, D], the target's own token where the committed one is loosened
     accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
     num_drafted: int  # tokens of each row's chain, D - 1
 
     def copy_to_host(self, copy_tensor: CopyTensor) -> HostRoundReport:
         """Queue the copies; SGLang waits for them together with its own."""
-        label, relevance, gap = (
-            None if part is None else copy_tensor(part) for part in (self.label, self.relevance, self.gap)
+        label, relevance, gap, choice = (
+            None if part is None else copy_tensor(part) for part in (self.label, self.relevance, self.gap, self.choice)
         )
-        return HostRoundReport(label, relevance, gap, copy_tensor(self.accept_lens), self.num_drafted)
+        return HostRoundReport(label, relevance, gap, choice, copy_tensor(self.accept_lens), self.num_drafted)
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,22 @@ class HostReport:
             request_sight.restart(req)
         # Tokens that no report spoke of: the first one, where a prefill server made it.
         unseen = commit.output_index - request_sight.tally_of(req).tokens
-        labels, relevance, gaps, accepted = self._row(row, len(commit.token_ids))
+        told, accepted = self._row(row, len(commit.token_ids))
         if unseen > 0:
-            labels = [BONUS] * unseen + labels
-            relevance = None if relevance is None else [float("nan")] * unseen + relevance
-            gaps = None if gaps is None else [0.0] * unseen + gaps
+            told = told.after_target_tokens(unseen)
         step = Tally()
-        step.add_tokens(labels, gaps)
+        step.add_tokens(told.labels, told.gaps)
         if accepted is not None:
             step.add_round(accepted, self.num_drafted)
         request_sight.tally_of(req).add(step)
         if request_sight.wants_labels(req):
-            request_sight.add_labels(req, labels, relevance)
+            request_sight.add_labels(req, told)
         return step
 
-    def _row(self, row: int, count: int) -> tuple[list[int], list[float] | None, list[float] | None, int | None]:
-        """(labels, relevance, gaps) of the row's first `count` tokens, and its accepted drafts if it was a round."""
+    def _row(self, row: int, count: int) -> tuple[TokenReport, int | None]:
+        """What is told of the row's first `count` tokens, and its accepted drafts if it was a round."""
         del row
-        return [BONUS] * count, None, None, None
+        return TokenReport.of_target(count), None
 
 
 class HostRoundReport(HostReport):
@@ -118,24 +118,25 @@ class HostRoundReport(HostReport):
         label: torch.Tensor | None,
         relevance: torch.Tensor | None,
         gap: torch.Tensor | None,
+        choice: torch.Tensor | None,
         accept_lens: torch.Tensor,
         num_drafted: int,
     ) -> None:
-        self.label, self.relevance, self.gap, self.accept_lens = label, relevance, gap, accept_lens
-        self.num_drafted = num_drafted
+        self.label, self.relevance, self.gap, self.choice = label, relevance, gap, choice
+        self.accept_lens, self.num_drafted = accept_lens, num_drafted
 
     @functools.cached_property
-    def _rows(self) -> list[tuple[list[int], list[float] | None, list[float] | None, int]]:
-        """(labels, relevance, gaps, accepted drafts) of each row, padding included; read at once, which is cheaper."""
+    def _rows(self) -> list[tuple[TokenReport, int]]:
+        """What is told of each row, padding included, and its accepted drafts; read at once, which is cheaper."""
         accepted = (self.accept_lens - 1).tolist()
         labels = [[MATCH] * n + [BONUS] for n in accepted] if self.label is None else self.label.tolist()
         none = [None] * len(accepted)
-        relevance, gaps = (none if part is None else part.tolist() for part in (self.relevance, self.gap))
-        return list(zip(labels, relevance, gaps, accepted, strict=True))
+        columns = (none if part is None else part.tolist() for part in (self.relevance, self.gap, self.choice))
+        return list(zip(map(TokenReport, labels, *columns), accepted, strict=True))
 
-    def _row(self, row: int, count: int) -> tuple[list[int], list[float] | None, list[float] | None, int | None]:
-        labels, relevance, gaps, accepted = self._rows[row]
-        return labels[:count], relevance and relevance[:count], gaps and gaps[:count], accepted
+    def _row(self, row: int, count: int) -> tuple[TokenReport, int | None]:
+        told, accepted = self._rows[row]
+        return told.first(count), accepted
 
 
 def attach(logits_output: LogitsProcessorOutput, report: RoundReport | PrefillReport) -> None:
@@ -148,4 +149,4 @@ def attach_strict(logits_output: LogitsProcessorOutput, accept_lens: torch.Tenso
     current = logits_output.auxiliary_device_output
     parts = current.outputs if isinstance(current, CompositeDeviceAuxiliaryOutput) else (current,)
     if not any(isinstance(part, RoundReport) for part in parts):
-        attach(logits_output, RoundReport(None, None, None, accept_lens, num_drafted))
+        attach(logits_output, RoundReport(None, None, None, None, accept_lens, num_drafted))

@@ -125,7 +125,8 @@ def _with_loose_rows(
     commit = merge(loose if own_draw is None else loose | own_draw, Commit(*decided.relaxed[:3]), commit)
     accept_lens = commit.accept_lens if one_token is None else torch.where(one_token, 1, commit.accept_lens)
     label = torch.where(loose[:, None], decided.relaxed.label, strict_label(accept_lens, draft_token.shape[1]))
-    attach(logits_output, RoundReport(label, decided.relevance, decided.gap, accept_lens, draft_token.shape[1] - 1))
+    told = (label, decided.relevance, decided.gap, decided.choice)
+    attach(logits_output, RoundReport(*told, accept_lens, draft_token.shape[1] - 1))
     return commit
 
 

@@ -27,6 +27,7 @@ class Decided:
     relaxed: Relaxed
     relevance: torch.Tensor  # float32 [B, D], of the token committed after each node
     gap: torch.Tensor  # float32 [B, D], log p(target's likeliest) - log p(token) of loosened tokens, 0 for others
+    choice: torch.Tensor  # int32 [B, D], the target's own token in the place of a loosened one, -1 beside others
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,12 @@ class Decision:
             self.rows.edges,
         )
         is_loosened = (relaxed.label == FILLER) | (relaxed.label == SHIFT)
-        return Decided(relaxed, relevance, torch.where(is_loosened, gap, 0.0))
+        return Decided(
+            relaxed,
+            relevance,
+            torch.where(is_loosened, gap, 0.0),
+            torch.where(is_loosened, choice, -1).to(torch.int32),
+        )
 
     def is_ordinary(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Whether tokens [B, D] (-1: none) are neither protected by the rule nor a stop of their own request."""

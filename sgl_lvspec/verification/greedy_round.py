@@ -33,6 +33,7 @@ class Accepted(NamedTuple):
     label: torch.Tensor  # int8 [B, D]
     relevance: torch.Tensor  # float32 [B, D]
     gap: torch.Tensor  # float32 [B, D]
+    choice: torch.Tensor  # int32 [B, D]
 
     @property
     def commit(self) -> Commit:
@@ -46,4 +47,4 @@ def accept(decided: Decided, round_: GreedyRound) -> Accepted:
     commit = merge(round_.is_loose, Commit(*decided.relaxed[:3]), theirs)
     of_strict = strict_label(commit.accept_lens, commit.accept_index.shape[1])
     label = torch.where(round_.is_loose[:, None], decided.relaxed.label, of_strict)
-    return Accepted(*commit, label, decided.relevance, decided.gap)
+    return Accepted(*commit, label, decided.relevance, decided.gap, decided.choice)

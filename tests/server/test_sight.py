@@ -13,6 +13,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from sgl_lvspec.sight.request_sight import PER_TOKEN
+from tests.server.oracle import LOOSENED, judge
 from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
 from tests.server.serving import Server
 from tests.server.test_strict_ids import accepted_per_round, outcome
@@ -30,7 +32,13 @@ def assert_sight(answer: dict[str, Any]) -> None:
     """The answer's metadata is complete and fits its tokens."""
     meta = answer["meta_info"]
     counts, labels = meta["lvspec"], meta["lvspec_labels"]
-    assert len(labels) == len(meta["lvspec_relevance"]) == len(answer["output_ids"]) == meta["completion_tokens"]
+    assert len(answer["output_ids"]) == meta["completion_tokens"]
+    assert {key: len(meta[key]) for key in PER_TOKEN} == dict.fromkeys(PER_TOKEN, meta["completion_tokens"])
+    is_loosened = [label in LOOSENED for label in labels]
+    assert [choice is not None for choice in meta["lvspec_choice"]] == is_loosened
+    assert all(loose or gap == 0 for loose, gap in zip(is_loosened, meta["lvspec_given_up"], strict=True))
+    if counts["logprob_given_up"] is not None:  # six digits of a float32 each
+        assert sum(meta["lvspec_given_up"]) == pytest.approx(counts["logprob_given_up"], rel=1e-4)
     assert labels[0] == "bonus", "the prefill's token is the target's"
     assert {**counts["accepted"], "bonus": counts["bonus"]} == {
         name: Counter(labels)[name] for name in ("match", "filler", "shift", "bonus")
@@ -53,7 +61,7 @@ def assert_labels_fit_in_a_crowd(server: Server, requests_by_name: dict[str, dic
         if name in asking:
             assert_sight(answer)
         else:
-            assert not {"lvspec_labels", "lvspec_relevance"} & set(answer["meta_info"]), f"{name} did not ask"
+            assert not {*PER_TOKEN} & set(answer["meta_info"]), f"{name} did not ask"
             assert answer["meta_info"]["lvspec"]["rounds"] == answer["meta_info"].get("spec_verify_ct", 0)
     return answers
 
@@ -137,6 +145,23 @@ def test_a_loose_request_says_what_was_loosened(loose_server: Server, requests_b
         counts = meta[name]["lvspec"]
         assert [counts[key] for key in ("mode", "strict_reason")] == ["strict", reason]
         assert counts["divergence"] == counts["logprob_given_up"] == 0
+
+
+def test_the_targets_choice_beside_a_loosened_token_is_what_it_says_alone(
+    loose_server: Server, plain_server: Server, tokenizer: Any, requests_by_name: dict[str, dict]
+) -> None:
+    told = 0
+    for name in ("video", "video_other"):
+        answer = loose_server.generate(with_labels(requests_by_name[name]))
+        meta = answer["meta_info"]
+        judged = judge(plain_server, tokenizer, requests_by_name[name], answer)
+        for token, choice, given_up in zip(judged, meta["lvspec_choice"], meta["lvspec_given_up"], strict=False):
+            if choice is not None:
+                assert choice == token.top[0]
+                # float32 over other batch shapes, as test_loose.py says of log-probabilities
+                assert given_up == pytest.approx(token.top_logprob - token.logprob, abs=1e-3)
+                told += 1
+    assert told > 0, "the loosest preset loosened nothing"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 8, 13, 21, 96])

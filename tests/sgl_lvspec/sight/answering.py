@@ -24,6 +24,7 @@ from sgl_lvspec.sight.streamer import LVSpecOutputStreamer
 
 WIDTH = 4  # nodes of a round, K + 1
 STOP = 2  # a token id that ends every answer
+CHOICE = 77  # what the target would have said in the place of a loosened token
 NAN, INF = float("nan"), float("inf")
 
 
@@ -44,7 +45,8 @@ def report_of(*rows: str, gap: float = 0.5) -> RoundReport:
     relevance = torch.where(label == 3, 0.9, torch.arange(WIDTH) / 10.0)
     gaps = torch.where((label == 1) | (label == 2), gap, torch.where(label == 3, 7.0, 0.0))
     accept_lens = torch.tensor([len(row) for row in rows], dtype=torch.int32)
-    return RoundReport(label, relevance, gaps, accept_lens, WIDTH - 1)
+    choice = torch.where((label == 1) | (label == 2), CHOICE, -1).to(torch.int32)
+    return RoundReport(label, relevance, gaps, choice, accept_lens, WIDTH - 1)
 
 
 class Answering:

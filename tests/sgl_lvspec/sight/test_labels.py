@@ -15,8 +15,9 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.utils import GenerationBatchResult
 
 from sgl_lvspec.sight import round_report
+from sgl_lvspec.sight.request_sight import PER_TOKEN
 from sgl_lvspec.sight.round_report import RoundReport
-from tests.sgl_lvspec.sight.answering import INF, NAN, STOP, WIDTH, Answering, report_of, request
+from tests.sgl_lvspec.sight.answering import CHOICE, INF, NAN, STOP, WIDTH, Answering, report_of, request
 
 NAMES = {"m": "match", "f": "filler", "s": "shift", "b": "bonus"}
 
@@ -39,6 +40,8 @@ def test_labels_follow_the_tokens_round_by_round() -> None:
     meta = answering.answer("a").meta
     assert meta["lvspec_labels"] == labels_of("bmfsbbmmb")
     assert meta["lvspec_relevance"] == [None, 0.0, 0.1, 0.2, None, None, 0.0, 0.1, None]
+    assert meta["lvspec_choice"] == [None, None, CHOICE, CHOICE, None, None, None, None, None]
+    assert meta["lvspec_given_up"] == [0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert meta["lvspec"] == {
         "mode": "strict", "preset": "strict", "strict_reason": None, "rounds": 3, "drafted": 9, "T": 5 / 3,
         "accepted": {"match": 3, "filler": 1, "shift": 1}, "bonus": 4, "divergence": 2 / 9, "logprob_given_up": 1.0,
@@ -65,7 +68,10 @@ def test_exactly_one_label_per_returned_token(seed: int, stream: bool) -> None:
         assert client.ids == list(req.output_ids_through_stop)
         assert len(client.ids) <= req.sampling_params.max_new_tokens
         assert client.meta["lvspec_labels"] == labels_of(said[req.rid])[: len(client.ids)]
-        assert len(client.meta["lvspec_relevance"]) == len(client.ids)
+        assert all(len(client.meta[key]) == len(client.ids) for key in PER_TOKEN)
+        is_loosened = [label in ("filler", "shift") for label in client.meta["lvspec_labels"]]
+        assert [choice == CHOICE for choice in client.meta["lvspec_choice"]] == is_loosened
+        assert sum(client.meta["lvspec_given_up"]) == client.meta["lvspec"]["logprob_given_up"]
         counts = client.meta["lvspec"]
         assert sum(counts["accepted"].values()) + counts["bonus"] == len(client.ids)
         json.dumps(client.meta, allow_nan=False)
@@ -106,7 +112,7 @@ def test_every_chunk_of_a_stream_has_the_labels_of_its_tokens() -> None:
     assert [chunk["lvspec"]["rounds"] for chunk in chunks] == [0, 1, 2, 3]
     assert [chunk["lvspec"]["bonus"] for chunk in chunks] == [1, 2, 3, 4]
     # What SGLang cuts to a chunk where clients want increments (_slice_streaming_output_meta_info).
-    assert set(answering.answer("a").customized_info_accumulated) == {"lvspec_labels", "lvspec_relevance"}
+    assert set(answering.answer("a").customized_info_accumulated) == set(PER_TOKEN)
 
 
 def test_a_request_that_asks_for_no_labels_gets_none_beside_one_that_does() -> None:
@@ -191,6 +197,8 @@ def test_tokens_that_no_report_spoke_of_are_the_targets() -> None:
     answering.round(report_of("mb"), [[20, STOP]])
     assert answering.answer("a").meta["lvspec_labels"] == labels_of("bmb")
     assert answering.answer("a").meta["lvspec_relevance"] == [None, 0.0, None]
+    assert answering.answer("a").meta["lvspec_choice"] == [None] * 3
+    assert answering.answer("a").meta["lvspec_given_up"] == [0.0] * 3
 
 
 def test_a_round_of_which_only_lengths_are_known_is_strict() -> None:
@@ -208,9 +216,10 @@ def test_a_round_of_which_only_lengths_are_known_is_strict() -> None:
 @pytest.mark.parametrize("gap", [INF, NAN])
 def test_a_cost_without_a_number_is_null(gap: float) -> None:
     """A floor of 0 may accept what the target holds for impossible."""
-    answering = Answering(request("a"))
+    answering = Answering(request("a", labels=True))
     answering.prefill()
     answering.round(report_of("fb", gap=gap), [[20, STOP]])
+    assert answering.answer("a").meta["lvspec_given_up"] == [0.0, None, 0.0]
     assert answering.answer("a").meta["lvspec"]["logprob_given_up"] is None
     json.dumps(answering.answer("a").meta, allow_nan=False)
 
@@ -266,7 +275,7 @@ class TestCopies:
         assert host.accept_lens.tolist() == [3]
 
     def test_what_is_missing_is_not_copied(self) -> None:
-        report = RoundReport(None, None, None, torch.tensor([2]), 4)
+        report = RoundReport(None, None, None, None, torch.tensor([2]), 4)
         assert report.copy_to_host(lambda tensor: tensor).gap is None
 
     def test_reports_of_others_on_the_same_forward_stay(self) -> None:

@@ -227,13 +227,14 @@ class TestCare:
         decided = decide(make_rule(relevance, slope=slope), one_round([0, 6], [5, 5], gap_logits(gap, 2)), request)
         assert labels_of(decided)[0] == expected
 
-    def test_the_gap_is_told_of_loosened_tokens_alone(self) -> None:
+    def test_the_gap_and_the_targets_choice_are_told_of_loosened_tokens_alone(self) -> None:
         """The second draft is the target's choice, the third is not accepted."""
         request = VideoRequest(1, asks={**ALL, "relaxation": 0.5, "shift": "off"})
         rule = make_rule(torch.tensor([[0.1, 0.1, 0.9, 0.1]]))
         decided = decide(rule, one_round([0, 6, 5, 6], [5, 5, 5, 5], gap_logits(2.5, 4)), request)
         assert labels_of(decided) == [FILLER, MATCH, BONUS, NOT_COMMITTED]
         assert decided.gap.tolist() == [[2.5, 0.0, 0.0, 0.0]]
+        assert decided.choice.tolist() == [[5, -1, -1, -1]]
 
     def test_without_a_number_nothing_is_loosened(self) -> None:
         decided = decide(make_rule(float("nan")), one_round([0, 6], [5, 5]), VideoRequest(1, asks=ALL))
@@ -303,7 +304,9 @@ class TestRanks:
         assert not ranks.sent, "what was sent was received"
         first, second = found
         for ours, theirs in zip(
-            (*first.relaxed, first.relevance, first.gap), (*second.relaxed, second.relevance, second.gap), strict=True
+            (*first.relaxed, first.relevance, first.gap, first.choice),
+            (*second.relaxed, second.relevance, second.gap, second.choice),
+            strict=True,
         ):
             assert torch.equal(ours, theirs)
         for ours, theirs in zip(both[0][0].rows.state, both[1][0].rows.state, strict=True):

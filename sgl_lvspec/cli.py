@@ -1,4 +1,4 @@
-"""`lvspec`: the plugin's own command, for what is done without a server (console script of pyproject.toml)."""
+"""`lvspec`: the plugin's own command, for what is done beside a server (console script of pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from sgl_lvspec import SGLANG_TESTED, __version__
-from sgl_lvspec.calibrate import command
+from sgl_lvspec.calibrate import command as calibrate_command
+from sgl_lvspec.explain import command as explain_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,10 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Finds out, without labels, which attention heads tell that a token depends on the video, and "
         "writes what the server needs to know. Starts the pair once; flags of SGLang follow after --.",
     )
-    command.add_arguments(calibration)
+    calibrate_command.add_arguments(calibration)
+    explanation = commands.add_parser(
+        "explain",
+        help="ask a running server about a clip and show what was loosened in the answer",
+        description="Asks a running LVSPEC server about a video or image. Shows the answer as it comes, a table of the "
+        "loosened tokens with the target's own choice beside each, and the strict answer with the differences marked.",
+    )
+    explain_command.add_arguments(explanation)
     options = parser.parse_args(argv)
     if options.command == "calibrate":
-        return command.run(options)
+        return calibrate_command.run(options)
+    if options.command == "explain":
+        return explain_command.run(options)
 
     from sgl_lvspec.doctor import ModelPaths, examine, render
 

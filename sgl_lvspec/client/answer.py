@@ -92,6 +92,11 @@ class Answer:
         return "".join(token.text for token in self.tokens)
 
     @property
+    def is_strict(self) -> bool:
+        """Whether LVSPEC answered strictly, so that the text is the target's own."""
+        return self.summary is not None and self.summary["mode"] == "strict"
+
+    @property
     def tokens_per_s(self) -> float | None:
         """Speed behind the first piece; None where there is no second one."""
         if self.first_s is None or self.last_s is None or len(self.tokens) == self.num_first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +48,7 @@ class Server:
                     ) from error
         return found
 
-    async def generate(self, payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of the streamed answer, each what SGLang has sent so far. Closing the iterator aborts the request.
 
         Raises:

@@ -39,7 +39,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask doctor test bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain doctor test bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -67,6 +67,10 @@ serve: environment  ## Serve the demo pair with LVSPEC on 127.0.0.1:30000
 ask: environment  ## Ask the running server about a clip, an image or nothing but the text
 	@$(venv_python) -m demo.ask --url $(call quoted,URL) --max-tokens $(call quoted,TOKENS) $(call flag,--model,MODEL) \
 		$(call flag,--video,VIDEO) $(call flag,--image,IMAGE) $(call flag,--question,Q)
+
+explain: environment  ## Ask the running server about VIDEO and show what was loosened (ARGS="--preset paper")
+	@$(VENV)/bin/lvspec explain $(if $(VIDEO),$(call quoted,VIDEO),demo/clips/two-events.mp4) $(if $(value Q),$(call quoted,Q)) \
+		--url $(call quoted,URL) $(ARGS)
 
 doctor: environment  ## Check versions, seams and models in one screen
 	@$(VENV)/bin/lvspec doctor

@@ -80,7 +80,7 @@ class ChatFormat:
         Args:
             turns: the conversation, oldest first.
             sampling: SGLang's sampling parameters.
-            lvspec: settings of the request (README, "Loose verification: settings"); None for a server without LVSPEC.
+            lvspec: settings of the request (docs/settings.md); None for a server without LVSPEC.
 
         Raises:
             ValueError: no turn, or the last one is answered already.

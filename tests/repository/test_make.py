@@ -69,6 +69,12 @@ def test_question_reaches_the_program_unchanged(question: str, tmp_path: Path) -
     assert words[words.index("--url") + 1] == "http://127.0.0.1:30000"
 
 
+def test_explain_asks_about_a_clip_and_hands_the_question_on() -> None:
+    line = make("--dry-run", "explain", "SETUP=no", "Q=What's that?", "VIDEO=a b.mp4", "ARGS=--json")
+    assert "explain 'a b.mp4' 'What'\\''s that?' " in line and line.rstrip().endswith("--json")
+    assert "explain demo/clips/two-events.mp4  " in make("--dry-run", "explain", "SETUP=no")
+
+
 def test_serve_hands_further_flags_on() -> None:
     line = make("--dry-run", "serve", "SETUP=no", "PORT=31000", "ARGS=--log-level debug")
     assert "--port '31000'" in line and line.rstrip().endswith("-- --log-level debug")

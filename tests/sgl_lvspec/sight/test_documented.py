@@ -1,4 +1,4 @@
-"""The README names everything that a client or an operator can see."""
+"""docs/answers.md names everything that a client or an operator can see."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgl_lvspec.sight.request_sight import PER_TOKEN, SUMMARY, summary_of
 from sgl_lvspec.sight.tally import NAMES
 from tests.sgl_lvspec.sight.answering import request
 
-README = (Path(sgl_lvspec.__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(sgl_lvspec.__file__).parents[1] / "docs" / "answers.md").read_text()
 METRICS = {
     node.value
     for node in ast.walk(ast.parse(Path(counters.__file__).read_text()))
@@ -23,10 +23,10 @@ METRICS = {
 
 @pytest.mark.parametrize("key", sorted({*summary_of(request("a")), *PER_TOKEN, *NAMES}))
 def test_every_key_is_explained(key: str) -> None:
-    assert f"`{key}`" in README
+    assert f"`{key}`" in PAGE
 
 
 def test_every_metric_is_named() -> None:
     assert len(METRICS) == 8
-    assert [name for name in METRICS if f"`{name}`" not in README] == []
-    assert f'meta_info["{SUMMARY}"]' in README
+    assert [name for name in METRICS if f"`{name}`" not in PAGE] == []
+    assert f'meta_info["{SUMMARY}"]' in PAGE

@@ -39,7 +39,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain doctor test bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -77,6 +77,13 @@ doctor: environment  ## Check versions, seams and models in one screen
 
 test: environment  ## Run all tests in two processes; ARGS="-k word path" runs some of them, in one
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(venv_python) -m pytest --numprocesses $(WORKERS) $(ARGS)
+
+loadtest: environment  ## Video-chat traffic to each arm in turn; writes OUT/report.html (C=5: a target that costs 5 drafts)
+	@$(venv_python) -m loadtest --target $(call quoted,TARGET) --draft $(call quoted,DRAFT) \
+		$(call flag,--out,OUT) $(call flag,--dtype,DTYPE) $(call flag,--cost-ratio,C) $(ARGS)
+
+loadtest-ui: environment  ## Locust's own page on 127.0.0.1:8089, against a running server (URL=)
+	@$(venv_python) -m loadtest.ui --url $(call quoted,URL) -- $(ARGS)
 
 bench-fidelity: environment  ## Measure on N held-out clips what loose verification keeps; writes OUT, .md and .svg
 	@OMP_NUM_THREADS=$(call quoted,THREADS) $(venv_python) -m bench.fidelity --clips $(call quoted,N) \

@@ -4,10 +4,13 @@ Layers are added whose output projections are zero, so that each adds nothing to
 is computed all the same. The decoder's MLPs become as wide as the added ones (a checkpoint has one width), their new
 neurons with zero output weights. Both are exact: x + 0 is x, and a sum gains zeros. What follows for served token ids
 is asserted by the bench itself, which compares them with the plain target's.
+
+`python -m bench.speed.heavy_target --layers 8 --draft-layers 2 --out FOLDER` writes both, for other measurements.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -85,3 +88,26 @@ def _make_out_to(folder: Path, draft: Path | None, calibration: dict[str, object
             assert isinstance(recorded, dict)
             calibration[role] = {name: getattr(identity, name) for name in recorded}
     (folder / CALIBRATION).write_text(json.dumps(calibration, indent=1) + "\n")
+
+
+def main() -> None:
+    """Command line: a pair as `--out`/target and `--out`/draft; what lay there is replaced."""
+    parser = argparse.ArgumentParser(prog="python -m bench.speed.heavy_target", description=__doc__)
+    parser.add_argument("--target", type=Path, default=Path("demo/pair/target"))
+    parser.add_argument("--draft", type=Path, default=Path("demo/pair/draft"))
+    parser.add_argument("--layers", type=int, required=True, help="more than the target has")
+    parser.add_argument("--draft-layers", type=int, default=2, help="more than the draft has")
+    parser.add_argument("--width", type=int, default=WIDTH, help="neurons of a layer's MLP")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if options.layers < 0 or options.draft_layers < 0:
+        parser.error("--layers and --draft-layers must be 0 or more")
+    target, draft = options.out / "target", options.out / "draft"
+    for folder in (target, draft):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_heavy(options.draft, draft, options.draft_layers, options.width)
+    write_heavy(options.target, target, options.layers, options.width, draft=draft)
+
+
+if __name__ == "__main__":
+    main()

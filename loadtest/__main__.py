@@ -20,7 +20,7 @@ from loadtest.heavier import heavier_pair
 from loadtest.media import CLIP_SEED, Library, generate, samples
 from loadtest.options import Options, options
 from loadtest.outcome import Played
-from loadtest.plan import Phase, phases
+from loadtest.plan import Phase, Plan, pace_of
 from loadtest.progress import Progress
 from loadtest.provenance import provenance
 from loadtest.report import page
@@ -52,13 +52,13 @@ def run(chosen: Options, argv: list[str]) -> int:
     about = provenance(argv)
     chosen.out.mkdir(parents=True, exist_ok=True)
     library = _library(chosen, progress)
-    played_phases = phases(chosen.sizes, library, chosen.seed)
+    score = Score(Plan(chosen.sizes, library, chosen.seed))
     models = _models(chosen, progress)
     arms: list[Played] = []
     for arm in chosen.arms:
         arm_begin = time.monotonic()
         with _server(arm, chosen, models, progress) as server:
-            played = _play(arm, server, played_phases, chosen, progress)
+            played = _play(arm, server, score, chosen, progress)
         played.seconds = time.monotonic() - arm_begin
         arms.append(played)
         progress.line(f"{arm.name:>9}  done: {len(played.records)} requests in {played.seconds:.0f} s")
@@ -69,9 +69,10 @@ def run(chosen: Options, argv: list[str]) -> int:
     settings: dict[str, Any] = {
         "seed": chosen.seed, "api": chosen.api, "sizes": dataclasses.asdict(chosen.sizes), "dtype": dtype,
         "target": chosen.target, "draft": chosen.draft, "cost_ratio_wanted": chosen.cost_ratio or None,
-        "started_servers": not chosen.urls, "clip_seed": CLIP_SEED, "seconds": round(time.monotonic() - begin),
+        "pace": score.pace, "started_servers": not chosen.urls, "clip_seed": CLIP_SEED,
+        "seconds": round(time.monotonic() - begin),
     }  # fmt: skip
-    found = document(about, settings, played_phases, arms, chosen.objective, verdict)
+    found = document(about, settings, score.phases, arms, chosen.objective, verdict)
     write(chosen.out, found, arms, chosen.objective)
     report = chosen.out / "report.html"
     report.write_text(page(found))
@@ -116,13 +117,38 @@ def _server(arm: Arm, chosen: Options, models: list[str], progress: Progress) ->
         yield server
 
 
-def _play(arm: Arm, server: Server, played_phases: list[Phase], chosen: Options, progress: Progress) -> Played:
+class Score:
+    """The phases of a run; those under load are drawn once the first arm has shown its pace."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Draw what needs no pace."""
+        self._plan, self.opening = plan, plan.opening()
+        self.loaded: list[Phase] = []
+        self.pace: float | None = None
+
+    @property
+    def phases(self) -> list[Phase]:
+        """All that have been drawn."""
+        return [*self.opening, *self.loaded]
+
+    def draw(self, pace: float) -> list[Phase]:
+        """The phases under load: at the pace of the arm that asks first, and the same ones for all others."""
+        if self.pace is None:
+            self.pace, self.loaded = pace, self._plan.loaded(pace)
+        return self.loaded
+
+
+def _play(arm: Arm, server: Server, score: Score, chosen: Options, progress: Progress) -> Played:
     from loadtest.play import Player  # patches the process for gevent
 
     about, before = server.about(), server.counters()
     player = Player(arm, server.url, api_named(chosen.api), server.flush, progress.show, chosen.answer_limit_s)
-    played = player.play(played_phases)
-    after = server.counters()
+    try:
+        player.play(score.opening)
+        player.play(score.loaded or score.draw(pace_of(player.played.records)))
+    finally:
+        player.close()
+    played, after = player.played, server.counters()
     played.about = about
     played.counters = {name: value - before.get(name, 0.0) for name, value in after.items()}
     loosened = sorted({token for record in played.records for token in loosened_ids(record)})

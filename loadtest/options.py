@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from loadtest.arms import ARMS, NONE, STRICT, Arm, require_loopback
-from loadtest.arrivals import Step
+from loadtest.arrivals import steps_of
 from loadtest.figures import Objective
 from loadtest.plan import SHORT, SIZES, Sizes
 
@@ -65,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--seed", type=int, default=1, help="of arrivals and conversations")
     found.add_argument("--short", action="store_true", help="a run of seconds, to try the load test itself")
-    found.add_argument("--rates", type=float, nargs="+", help="steps of rising load, requests a second")
+    found.add_argument(
+        "--rates", type=float, nargs="+",
+        help="steps of rising load, requests a second (default: multiples of the first arm's pace)",
+    )  # fmt: skip
     found.add_argument("--step-s", type=float, help="length of a step, seconds")
     found.add_argument("--alone", type=int, help="questions asked one at a time")
     found.add_argument("--ttft-ms", type=float, default=1500, help="objective: time to the first token")
@@ -91,11 +94,9 @@ def options(argv: list[str] | None = None) -> Options:
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0; found {getattr(args, name):g}. Correct it.")
     sizes = SHORT if args.short else SIZES
-    if args.rates or args.step_s:
-        rates, step_s = tuple(args.rates or sizes.rates), args.step_s or sizes.step_s
-        for rate in rates:
-            Step(rate, step_s)
-        sizes = dataclasses.replace(sizes, rates=rates, step_s=step_s)
+    step_s = sizes.step_s if args.step_s is None else args.step_s
+    steps_of(args.rates or (1.0,), step_s)  # refuses what cannot be
+    sizes = dataclasses.replace(sizes, rates=tuple(args.rates or ()), step_s=step_s)
     if args.alone is not None:
         if args.alone < 1:
             raise ValueError(f"--alone must be 1 or more; found {args.alone}. Correct it.")

@@ -34,20 +34,24 @@ class Player:
         self._played = Played(arm.name)
         self._open = 0
 
-    def play(self, phases: Sequence[Phase]) -> Played:
-        """All phases, one after the other, each from an empty cache."""
-        try:
-            for phase in phases:
-                self._flush()
-                self._play(phase)
-        finally:
-            runner = self._environment.runner
-            assert runner is not None, "a runner was created above"
-            runner.quit()
-        self._played.locust = [
-            entry.to_dict() for _, entry in sorted(self._environment.stats.entries.items(), key=lambda item: item[0])
-        ]
+    @property
+    def played(self) -> Played:
+        """What has come of it so far."""
         return self._played
+
+    def play(self, phases: Sequence[Phase]) -> None:
+        """Phases, one after the other, each from an empty cache."""
+        for phase in phases:
+            self._flush()
+            self._play(phase)
+
+    def close(self) -> None:
+        """Take Locust's table over and end its runner."""
+        runner = self._environment.runner
+        assert runner is not None, "a runner was created above"
+        runner.quit()
+        stats = self._environment.stats.entries
+        self._played.locust = [entry.to_dict() for _, entry in sorted(stats.items(), key=lambda item: item[0])]
 
     def _play(self, phase: Phase) -> None:
         if not phase.steps:

@@ -102,8 +102,10 @@ def _models(chosen: Options, progress: Progress) -> list[str]:
     if chosen.cost_ratio and not chosen.urls:
         progress.line(f"making a pair whose target costs about {chosen.cost_ratio:g} of the draft's forwards")
         target, draft = heavier_pair(chosen.target, chosen.draft, chosen.cost_ratio, chosen.out / PAIR_FILES)
-    dtype = ["--dtype", chosen.dtype] if chosen.dtype else []
-    return ["--target", target, "--draft", draft, *dtype]
+    # In float32 a CPU is as slow with a chain of rows as its sums are many; bfloat16 waits for the weights instead, as
+    # large models do, so that is what a heavier pair is for.
+    dtype = chosen.dtype or ("bfloat16" if chosen.cost_ratio else None)
+    return ["--target", target, "--draft", draft, *(["--dtype", dtype] if dtype else [])]
 
 
 @contextmanager
@@ -176,6 +178,13 @@ def _marks(played: Played, chosen: Options, progress: Progress) -> tuple[int, in
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the ending is bounded in time; a second Ctrl-C would leave servers
+    if "gevent" in sys.modules:
+        import gevent
+
+        hub = gevent.get_hub()
+        if gevent.getcurrent() is not hub.parent:  # raised here it would be a visitor's error, with a traceback
+            hub.loop.run_callback(hub.parent.throw, KeyboardInterrupt)
+            return
     raise KeyboardInterrupt
 
 

@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--step-s", type=float, help="length of a step, seconds")
     found.add_argument("--alone", type=int, help="questions asked one at a time")
-    found.add_argument("--ttft-ms", type=float, default=1500, help="objective: time to the first token")
-    found.add_argument("--tpot-ms", type=float, default=100, help="objective: time per output token")
+    found.add_argument("--ttft-ms", type=float, default=1000, help="objective: time to the first token")
+    found.add_argument("--tpot-ms", type=float, default=60, help="objective: time per output token")
     found.add_argument("--answer-limit-s", type=float, default=120, help="an answer that takes longer is an error")
     return found
 

@@ -73,11 +73,11 @@ class Sizes:
 
 
 SIZES = Sizes(
-    alone=12, chat=0.25, chat_s=18, traffic=1.2, traffic_s=15, ramp=(0.75, 1.5, 2.5, 4.0), step_s=16, drain_s=10,
+    alone=14, chat=0.25, chat_s=18, traffic=1.2, traffic_s=15, ramp=(0.75, 1.5, 2.5, 4.0, 6.0), step_s=13, drain_s=10,
     fresh_clips=80,
 )  # fmt: skip
 SHORT = Sizes(
-    alone=3, chat=1.0, chat_s=2, traffic=3.0, traffic_s=2, ramp=(1.0, 3.0), step_s=2, drain_s=6, fresh_clips=0
+    alone=3, chat=0.6, chat_s=1.5, traffic=2.0, traffic_s=1.5, ramp=(1.0, 3.0), step_s=1.5, drain_s=6, fresh_clips=0
 )
 
 

@@ -75,7 +75,7 @@ def serving(script: Script, heard: Heard | None = None) -> Iterator[str]:
             if self.path == "/flush_cache":
                 return self._whole(200, b"flushed")
             if self.path == "/detokenize":
-                return self._whole(200, json.dumps({"text": [f"w{ids[0]}" for ids in body["tokens"]]}).encode())
+                return self._whole(200, json.dumps({"text": ["word" for _ in body["tokens"]]}).encode())
             pieces = script(body)
             if pieces and isinstance(pieces[0], str) and pieces[0].startswith("status "):
                 return self._whole(int(pieces[0].removeprefix("status ")), b'{"error": {"message": "refused"}}')
@@ -114,7 +114,11 @@ def serving(script: Script, heard: Heard | None = None) -> Iterator[str]:
         def log_message(self, *_args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_args: object) -> None:
+            pass  # a client that hangs up is what is tested
+
+    server = Quiet(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -20,6 +20,7 @@ VIDEO ?=
 IMAGE ?=
 Q ?=
 TOKENS ?= 256
+PLAY_PORT ?= 8765
 
 # What `make test` takes: processes that share the tests; 0 is pytest as it is.
 WORKERS ?= $(if $(ARGS),0,2)
@@ -39,7 +40,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -71,6 +72,10 @@ ask: environment  ## Ask the running server about a clip, an image or nothing bu
 explain: environment  ## Ask the running server about VIDEO and show what was loosened (ARGS="--preset paper")
 	@$(VENV)/bin/lvspec explain $(if $(VIDEO),$(call quoted,VIDEO),demo/clips/two-events.mp4) $(if $(value Q),$(call quoted,Q)) \
 		--url $(call quoted,URL) $(ARGS)
+
+play: environment  ## A page beside the running server where one sees what was loosened (PLAY_PORT=8765)
+	@$(VENV)/bin/lvspec play --url $(call quoted,URL) --port $(call quoted,PLAY_PORT) --clips demo/clips \
+		--max-tokens $(call quoted,TOKENS) $(ARGS)
 
 doctor: environment  ## Check versions, seams and models in one screen
 	@$(VENV)/bin/lvspec doctor

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from sgl_lvspec import SGLANG_TESTED, __version__
 from sgl_lvspec.calibrate import command as calibrate_command
 from sgl_lvspec.explain import command as explain_command
+from sgl_lvspec.play import command as play_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "loosened tokens with the target's own choice beside each, and the strict answer with the differences marked.",
     )
     explain_command.add_arguments(explanation)
+    page = commands.add_parser(
+        "play",
+        help="serve a page beside a running server where one sees what was loosened",
+        description="Serves a page on this machine: pick or upload a clip, ask about it, and see each token of the "
+        "answer in its kind, what the target would have said instead, and the strict answer beside the loose one.",
+    )
+    play_command.add_arguments(page)
     options = parser.parse_args(argv)
     if options.command == "calibrate":
         return calibrate_command.run(options)
     if options.command == "explain":
         return explain_command.run(options)
+    if options.command == "play":
+        return play_command.run(options)
 
     from sgl_lvspec.doctor import ModelPaths, examine, render
 

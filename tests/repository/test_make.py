@@ -75,6 +75,12 @@ def test_explain_asks_about_a_clip_and_hands_the_question_on() -> None:
     assert "explain demo/clips/two-events.mp4  " in make("--dry-run", "explain", "SETUP=no")
 
 
+def test_play_serves_the_sample_clips_beside_the_server_that_is_named() -> None:
+    line = make("--dry-run", "play", "SETUP=no", "PORT=31000", "PLAY_PORT=9000", "ARGS=--host 127.0.0.2")
+    assert "play --url 'http://127.0.0.1:31000' --port '9000' --clips demo/clips " in line.replace("\\\n\t\t", "")
+    assert line.rstrip().endswith("--host 127.0.0.2")
+
+
 def test_serve_hands_further_flags_on() -> None:
     line = make("--dry-run", "serve", "SETUP=no", "PORT=31000", "ARGS=--log-level debug")
     assert "--port '31000'" in line and line.rstrip().endswith("-- --log-level debug")

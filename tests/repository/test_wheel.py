@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = "sgl_lvspec/play/static/"  # files that are no modules
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,14 @@ def test_wheel_holds_the_two_packages_and_nothing_else_at_the_top(wheel: zipfile
 def test_wheel_holds_every_module_of_a_package(wheel: zipfile.ZipFile, package: str, folder: str) -> None:
     base = ROOT / folder
     modules = {path.relative_to(base).as_posix() for path in (base / package).rglob("*.py")}
-    assert modules and modules == {path for path in wheel.namelist() if path.startswith(f"{package}/")}
+    held = {path for path in wheel.namelist() if path.startswith(f"{package}/")}
+    assert modules and modules == {path for path in held if not path.startswith(PAGE)}
+
+
+def test_wheel_holds_every_file_of_the_page(wheel: zipfile.ZipFile) -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / PAGE).iterdir()}
+    assert f"{PAGE}index.html" in files
+    assert files == {path for path in wheel.namelist() if path.startswith(PAGE)}
 
 
 def test_wheel_announces_plugin_and_command(wheel: zipfile.ZipFile) -> None:

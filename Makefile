@@ -49,6 +49,7 @@ help:  ## List the targets
 	@echo
 	@echo '  serve: PORT=$(PORT) SPEC=lvspec|none TARGET=path DRAFT=path DTYPE=float32 ARGS="more flags of sglang.launch_server"'
 	@echo '  ask:   VIDEO=clip.mp4 | IMAGE=still.png | VIDEO=none   Q="first question | second question"   URL= MODEL= TOKENS='
+	@echo '  loadtest: OUT=build/loadtest C=5 ARGS="--ttft-ms 500 --tpot-ms 40 --url ARM=URL" TARGET= DRAFT= DTYPE=, too; loadtest-ui: URL='
 	@echo '  bench-fidelity: N=$(N) OUT=build/fidelity.json THREADS=$(THREADS) URL1=server, too'
 	@echo '  bench-context: OUT=build/context.json ARGS="--clips 2 --frames 12 --policies uniform specvlm --keeps 1 0.1"'
 	@echo '  all:   PYTHON=python3.12 VENV=folder DEVICE=auto|cpu|cuda; SETUP=no takes the environment at VENV as it is'

@@ -69,7 +69,7 @@ def run(chosen: Options, argv: list[str]) -> int:
     settings: dict[str, Any] = {
         "seed": chosen.seed, "api": chosen.api, "sizes": dataclasses.asdict(chosen.sizes), "dtype": dtype,
         "target": chosen.target, "draft": chosen.draft, "cost_ratio_wanted": chosen.cost_ratio or None,
-        "pace": score.pace, "started_servers": not chosen.urls, "clip_seed": CLIP_SEED,
+        "pace": score.pace, "running_servers": sorted(chosen.urls), "clip_seed": CLIP_SEED,
         "seconds": round(time.monotonic() - begin),
     }  # fmt: skip
     found = document(about, settings, score.phases, arms, chosen.objective, verdict)
@@ -99,7 +99,7 @@ def _library(chosen: Options, progress: Progress) -> Library:
 def _models(chosen: Options, progress: Progress) -> list[str]:
     """Arguments of `demo.serve` for the pair, which is made heavier first where that is asked for."""
     target, draft = chosen.target, chosen.draft
-    if chosen.cost_ratio and not chosen.urls:
+    if chosen.cost_ratio:
         progress.line(f"making a pair whose target costs about {chosen.cost_ratio:g} of the draft's forwards")
         target, draft = heavier_pair(chosen.target, chosen.draft, chosen.cost_ratio, chosen.out / PAIR_FILES)
     # In float32 a CPU is as slow with a chain of rows as its sums are many; bfloat16 waits for the weights instead, as

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ FLUSH_LIMIT_S = 30.0
 POLL_S = 0.3
 TAIL_LINES = 30
 SERVER_FLAGS = ("--max-running-requests", "8")
+REASON = re.compile(r'reason="(\w+)"')
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -134,7 +136,7 @@ class Server:
                 time.sleep(POLL_S)
 
     def counters(self) -> dict[str, float]:
-        """LVSPEC's counters, summed over their labels; empty without LVSPEC or without --enable-metrics."""
+        """LVSPEC's counters, summed over labels, and `NAME:REASON` apart; empty without LVSPEC or --enable-metrics."""
         try:
             text = self.call("/metrics").decode()
         except ServerError:
@@ -145,6 +147,9 @@ class Server:
                 series, _, value = line.rpartition(" ")
                 name = series.partition("{")[0]
                 found[name] = found.get(name, 0.0) + float(value)
+                if (reason := REASON.search(series)) is not None:
+                    key = f"{name}:{reason[1]}"
+                    found[key] = found.get(key, 0.0) + float(value)
         return found
 
     def words(self, ids: list[int]) -> dict[int, str]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtest.arms import NONE
 from loadtest.outcome import Window
 from loadtest.plan import ALONE, CHAT, RAMP
-from loadtest.record import CUT_OFF, Record
+from loadtest.record import CUT_OFF, LOOSENED, Record
 from loadtest.statistics import METRICS, Spread, measured, spread
 
 KNEE_SHARE = 0.9  # of the offered requests must come whole and in time
@@ -142,8 +141,17 @@ def by_request(records: Iterable[Record]) -> dict[tuple[str, int], Record]:
     return {(record.key, record.turn): record for record in records if record.is_whole}
 
 
-def quality(ours: Sequence[Record], plain: Sequence[Record] | None, marks: tuple[int, int] | None) -> Quality:
-    """Of one arm; a later turn counts only where the turns before it were answered alike (else the prompts differ)."""
+def quality(
+    ours: Sequence[Record],
+    plain: Sequence[Record] | None,
+    marks: tuple[int, int] | None,
+    counters: Mapping[str, float] | None = None,
+) -> Quality:
+    """Of one arm; a later turn counts only where the turns before it were answered alike (else the prompts differ).
+
+    Args:
+        counters: the server's own, for answers that say nothing of loosening (the chat API's).
+    """
     pairs = [] if plain is None else comparable(ours, plain)
     loose = [r for r in ours if r.is_whole and r.loosened is not None]
     loosened, tokens = sum(r.loosened or 0 for r in loose), sum(r.tokens for r in loose)
@@ -154,11 +162,17 @@ def quality(ours: Sequence[Record], plain: Sequence[Record] | None, marks: tuple
         equal=sum(a.ids == b.ids for a, b in pairs),
         judged=len(alone),
         judged_equal=sum(a.ids == b.ids for a, b in alone),
-        divergence=loosened / tokens if tokens else None,
+        divergence=loosened / tokens if tokens else _counted_divergence(counters or {}),
         given_up=sum(gaps) / loosened if gaps and loosened else None,
         facts_right=marks[0] if marks else None,
         facts=marks[1] if marks else None,
     )
+
+
+def _counted_divergence(counters: Mapping[str, float]) -> float | None:
+    accepted = "lvspec:accepted_tokens_total"
+    tokens = counters.get(accepted, 0.0) + counters.get("lvspec:bonus_tokens_total", 0.0)
+    return sum(counters.get(f"{accepted}:{reason}", 0.0) for reason in LOOSENED) / tokens if tokens else None
 
 
 def comparable(ours: Iterable[Record], plain: Iterable[Record]) -> list[tuple[Record, Record]]:
@@ -222,15 +236,3 @@ def metric_rows(records: Sequence[Record], windows: Sequence[Window], objective:
 
 def _spread_row(found: Spread) -> dict[str, Any]:
     return {"count": found.count, "mean": found.mean, "p50": found.p50, "p95": found.p95, "p99": found.p99}
-
-
-def ratio(arm: Spread, plain: Spread, *, higher_is_better: bool) -> float | None:
-    """How many times better than without speculation, by medians; above 1 is better."""
-    if not arm.p50 or not plain.p50:
-        return None
-    return arm.p50 / plain.p50 if higher_is_better else plain.p50 / arm.p50
-
-
-def fastest(medians: Mapping[str, float]) -> str:
-    """The arm with the least median; `none` where it ties."""
-    return min(medians, key=lambda arm: (medians[arm], arm != NONE))

@@ -19,7 +19,7 @@ class Options:
     """What is to be done.
 
     Attributes:
-        urls: running servers by arm; empty: one is started for each arm.
+        urls: running servers by arm; one is started for each arm that has none.
         models: arguments of `demo.serve` that name the pair.
         answer_limit_s: longest wait for a whole answer.
     """
@@ -45,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
         description="Plays the same video-chat traffic to each arm and writes report.html, run.json and two CSV files.",
     )
     found.add_argument("--out", type=Path, default=Path("build/loadtest"), help="folder for the results")
-    found.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT_ARMS), help="none: the target alone")
+    found.add_argument(
+        "--arms", nargs="+", choices=ARMS,
+        help=f"none: the target alone (default: those with a --url, or {' '.join(DEFAULT_ARMS)})",
+    )  # fmt: skip
     found.add_argument(
         "--url", action="append", default=[], metavar="ARM=URL", help="a running server for an arm; repeat it"
     )
@@ -89,7 +92,17 @@ def options(argv: list[str] | None = None) -> Options:
                 f"do this   --url none=http://127.0.0.1:30001"
             )
         urls[name] = require_loopback(url, allow_remote=args.allow_remote)
-    names = list(dict.fromkeys(urls if urls else args.arms))
+    names = list(dict.fromkeys(args.arms or urls or DEFAULT_ARMS))
+    if unknown := [name for name in urls if name not in names]:
+        raise ValueError(
+            f"required  --arms with every arm that has a --url\nfound     {', '.join(unknown)} with a URL alone\n"
+            "do this   add it to --arms, or leave --arms out"
+        )
+    if args.cost_ratio and all(name in urls for name in names):
+        raise ValueError(
+            f"required  a server to start for --cost-ratio\nfound     --cost-ratio {args.cost_ratio:g} and a --url for "
+            "every arm\ndo this   drop one of them"
+        )
     for name in ("ttft_ms", "tpot_ms", "answer_limit_s"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0; found {getattr(args, name):g}. Correct it.")

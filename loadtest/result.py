@@ -75,7 +75,7 @@ def _arm(arm: Played, plain: Played | None, objective: Objective) -> dict[str, A
         "knee": at,
         "turns": {**dataclasses.asdict(found), "ratio": found.ratio},
         "quality": dataclasses.asdict(
-            quality(arm.records, None if plain is None or plain is arm else plain.records, arm.marks)
+            quality(arm.records, None if plain is None or plain is arm else plain.records, arm.marks, arm.counters)
         ),
         "errors": errors_by_kind(arm.records),
         "ended_by_us": ended_by_us(arm.records),

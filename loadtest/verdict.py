@@ -49,6 +49,10 @@ def judge(arms: Sequence[Played], dtype: str) -> Verdict:
             notes += said
         if arm.arm != NONE:
             problems += _bounds(arm)
+            if not any(record.loosened is not None for record in arm.records):
+                notes.append(
+                    f"{arm.arm}: answers say nothing of loosening (the chat API's do not), so no bounds were checked."
+                )
     return Verdict(tuple(problems), tuple(notes))
 
 

@@ -25,6 +25,7 @@ from loadtest.progress import Progress
 from loadtest.provenance import provenance
 from loadtest.report import page
 from loadtest.result import document, write
+from loadtest.summary import markdown
 from loadtest.verdict import judge, loosened_ids
 
 PAIR_FILES = "pair"
@@ -76,7 +77,8 @@ def run(chosen: Options, argv: list[str]) -> int:
     write(chosen.out, found, arms, chosen.objective)
     report = chosen.out / "report.html"
     report.write_text(page(found))
-    progress.line(f"written: {report}, run.json, metrics.csv, requests.csv, locust.csv, answers.jsonl")
+    (chosen.out / "report.md").write_text(markdown(found))
+    progress.line(f"written: {report}, report.md, run.json, metrics.csv, requests.csv, locust.csv, answers.jsonl")
     for note in verdict.notes:
         progress.line(f"note: {note}")
     if verdict.problems:

@@ -10,6 +10,7 @@ from loadtest.arms import NONE, STRICT
 from loadtest.wording import Json, ms, name_of, percent, shown, slot_of
 
 TPOT, TTFT, RATE = "time per output token", "TTFT", "tokens a second"
+LITTLE_TO_SAVE = 2.5
 
 
 def page(found: Json) -> str:
@@ -98,11 +99,11 @@ def _glance(found: Json) -> str:
             ("time to first token", ms(_median(arm, TTFT))),
             ("tokens/s of one answer", shown(_median(arm, RATE), 1)),
             ("knee", _knee(arm)),
-            ("goodput at the highest load", _goodput(arm)),
+            ("most goodput", _goodput(arm)),
             ("T", shown(_median(arm, "T"), 2)),
             *_quality_rows(name, arm, plain),
         ]
-        listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows)
+        listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows if value != "–")
         cards.append(
             f'<section class="card s{slot_of(found, name)}"><h3>{escape(name_of(name))}</h3>'
             f'<div class="big">{big}{beside}</div><div class="soft small">per output token, one question at a '
@@ -149,9 +150,11 @@ def _sentence(found: Json) -> str:
         )
     ratio = next((arm["cost_ratio"] for arm in arms.values() if arm["cost_ratio"]), None)
     if ratio:
-        parts.append(
-            f"A token of this target costs {ratio:.1f} forwards of its draft; the more, the more there is to save."
-        )
+        parts.append(f"A token of this target costs {ratio:.1f} forwards of its draft: that is what there is to save.")
+        if ratio < LITTLE_TO_SAVE:
+            parts.append(
+                "Below three or so, drafting costs what it wins; <code>make loadtest C=5</code> has a heavier one."
+            )
     return " ".join(parts)
 
 
@@ -197,4 +200,4 @@ def _knee(arm: Json) -> str:
 
 
 def _goodput(arm: Json) -> str:
-    return f"{arm['ramp'][-1]['goodput']:.2f}/s" if arm["ramp"] else "–"
+    return f"{max(step['goodput'] for step in arm['ramp']):.2f}/s" if arm["ramp"] else "–"

@@ -101,10 +101,10 @@ def quality(found: Json) -> str:
     columns = (
         Column("arm", lambda r: name_of(r["arm"])),
         Column("answers equal", lambda r: f"{r['equal']} of {r['compared']}" if r["compared"] else "–"),
-        Column("of those asked alone", lambda r: f"{r['judged_equal']} of {r['judged']}" if r["judged"] else "–"),
+        Column("asked alone", lambda r: f"{r['judged_equal']} of {r['judged']}" if r["judged"] else "–"),
         Column("tokens loosened", lambda r: percent(r["divergence"])),
         Column("at most", lambda r: f"{100 * BOUNDS[r['arm']].max_share:.0f} %" if r["arm"] in BOUNDS else "–"),
-        Column("given up, nats a loosened token", lambda r: shown(r["given_up"], 2)),
+        Column("nats given up a loosened token", lambda r: shown(r["given_up"], 2)),
         Column("facts right", lambda r: f"{r['facts_right']} of {r['facts']}" if r["facts"] else "–"),
         Column("", lambda r: f"{100 * r['facts_right'] / r['facts']:.1f} %" if r["facts"] else ""),
     )

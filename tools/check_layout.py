@@ -20,7 +20,7 @@ EMPTY_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"}
 MACHINE_PATH = re.compile(r"(?<![\w./-])/(?:work|root|home|Users)/\w")
 
 PLUGIN, KERNELS, CPU_ENGINE = "sgl_lvspec", "lvspec_kernels", frozenset({"sgl_kernel", "lvspec_cpu_boot"})
-OUTSIDE = frozenset({"demo", "bench", "tests", "tools", "loadtest"})  # not part of what is installed
+OUTSIDE = frozenset({"demo", "bench", "tests", "tools", "loadtest", "examples"})  # not part of what is installed
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ IMPORT_RULES = (
         "a load test sees what a client sees: HTTP",
         never=(OUTSIDE - {"loadtest"}) | CPU_ENGINE | {PLUGIN, KERNELS, "sglang", "torch"},
     ),
+    ImportRule("examples", "users copy them", never=OUTSIDE | CPU_ENGINE | {KERNELS}),
     ImportRule("tools", "they run before anything is installed", only=frozenset({"tools"})),
 )
 

@@ -13,6 +13,7 @@ from sgl_lvspec.seams import (
     context,
     drafting,
     flashinfer,
+    frontend,
     graphs,
     media,
     plugin,
@@ -43,4 +44,5 @@ SEAMS: tuple[Seam, ...] = (
     + flashinfer.SEAMS
     + sight.SEAMS
     + calibrate.SEAMS
+    + frontend.SEAMS
 )

@@ -1,0 +1,43 @@
+"""One question about a video, as a front-end program, with what LVSPEC says of the answer.
+
+    python examples/describe.py --video demo/clips/two-events.mp4
+
+Prints the answer as it is streamed, then mode, T and the share of loosened tokens; then the same asked strictly.
+"""
+
+import argparse
+import sys
+
+import sglang as sgl
+
+from sgl_lvspec.frontend import VideoEndpoint, video
+
+
+@sgl.function
+def describe(s, clip):
+    s += sgl.user(video(clip) + "Describe the video in detail.")
+    s += sgl.assistant(sgl.gen("answer", max_tokens=128, temperature=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--video", default="demo/clips/two-events.mp4")
+    options = parser.parse_args()
+    server = VideoEndpoint(options.url)
+
+    for mode in ("loose", "strict"):  # what a server without the flag --lvspec-preset may refuse is the loose one
+        state = describe.run(options.video, backend=server.asking(mode=mode), stream=True)
+        for piece in state.text_iter("answer"):
+            print(piece, end="", flush=True)
+        if state.error():
+            sys.exit(f"{mode}: {state.error()}")
+        told = state.get_meta_info("answer")["lvspec"]
+        print(f"\n  {told['mode']}: {told['rounds']} rounds, T = {told['T']:.2f}, loosened {told['divergence']:.1%}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ConnectionError, ValueError) as error:
+        sys.exit(str(error))

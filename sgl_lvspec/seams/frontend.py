@@ -1,0 +1,87 @@
+"""What front-end programs with videos build on: one place that completes every request, and how media are kept."""
+
+from __future__ import annotations
+
+from sgl_lvspec.seams.expectation import Contains, Has, Seam, Signature
+
+_BACKEND = "sglang.lang.backend.runtime_endpoint.RuntimeEndpoint"
+_EXECUTOR = "sglang.lang.interpreter.StreamExecutor"
+_ENDPOINT, _MEDIA, _SCORING = "frontend/endpoint.py", "frontend/media.py", "frontend/scoring.py"
+
+ENDPOINT = (
+    Seam(
+        _BACKEND,
+        Signature("(self, base_url, api_key=None, verify=None, chat_template_name=None)"),
+        _ENDPOINT,
+        "it asks the server for its model when it is made",
+    ),
+    Seam(
+        _BACKEND,
+        Has("base_url model_info chat_template get_server_info select _generate_http_request _add_images"),
+        _ENDPOINT,
+        "what the endpoint reads and replaces",
+    ),
+    Seam(f"{_BACKEND}._add_images", Signature("(self, s, data)"), _ENDPOINT, "completes the body of a request"),
+    *(
+        Seam(f"{_BACKEND}.{name}", Contains("self._add_images(s, data)"), _ENDPOINT, "every request is completed")
+        for name in ("commit_lazy_operations", "generate", "generate_stream", "_generate_http_request")
+    ),
+    Seam(f"{_BACKEND}._generate_http_request", Signature("(self, s, data)"), _ENDPOINT, "posts what a choice needs"),
+    Seam(
+        f"{_BACKEND}.select", Signature("(self, s, choices, temperature, choices_method)"), _ENDPOINT, "scores choices"
+    ),
+    Seam(
+        "sglang.lang.chat_template.ChatTemplate",
+        Has("default_system_prompt stop_str image_token"),
+        _ENDPOINT,
+        "fields of the template that fit the model",
+    ),
+    Seam("sglang.lang.chat_template.get_chat_template", Signature("(name)"), _ENDPOINT, "the template by its name"),
+)
+
+MEDIA = (
+    Seam(
+        f"{_EXECUTOR}._execute_image",
+        Contains(
+            "path = expr.path",
+            "base64_data = encode_image_base64(path)",
+            "self.images_.append((path, base64_data))",
+            "self.text_ += self.chat_template.image_token",
+        ),
+        _MEDIA,
+        "media are kept in the order of the text, with what stood in the program",
+    ),
+    Seam(
+        "sglang.utils.encode_image_base64",
+        Contains("isinstance(image_path, bytes)"),
+        _MEDIA,
+        "bytes are encoded as they are, so a source of ours may be bytes",
+    ),
+    Seam(f"{_EXECUTOR}.fork", Contains("exes[i].images_ = list(self.images_)"), _MEDIA, "forks keep the media"),
+    Seam(_EXECUTOR, Has("images_ text_"), _ENDPOINT, "the state's media and text"),
+    Seam("sglang.lang.ir.SglImage", Signature("(self, path)"), _MEDIA, "an image in a program"),
+    Seam(
+        "sglang.lang.ir", Has("SglArgument SglImage"), _MEDIA, "a program is traced with arguments in place of values"
+    ),
+)
+
+SCORING = (
+    Seam(
+        "sglang.lang.choices.ChoicesSamplingMethod.__call__",
+        Signature(
+            "(self, *, choices, normalized_prompt_logprobs, input_token_logprobs, output_token_logprobs, "
+            "unconditional_token_logprobs=None)"
+        ),
+        _SCORING,
+        "decides by what is scored",
+    ),
+    Seam(
+        "sglang.lang.choices.ChoicesSamplingMethod",
+        Has("requires_unconditional_logprobs"),
+        _SCORING,
+        "whether choices are scored without their prompt, too",
+    ),
+    Seam("sglang.lang.choices", Has("ChoicesDecision ChoicesSamplingMethod"), _SCORING, "SGLang's methods"),
+)
+
+SEAMS = ENDPOINT + MEDIA + SCORING

@@ -73,7 +73,7 @@ class Sizes:
 
 
 SIZES = Sizes(
-    alone=14, chat=0.25, chat_s=18, traffic=1.2, traffic_s=15, ramp=(0.75, 1.5, 2.5, 4.0, 6.0), step_s=13, drain_s=10,
+    alone=12, chat=0.4, chat_s=18, traffic=1.2, traffic_s=12, ramp=(0.75, 1.5, 2.5, 4.0, 6.0), step_s=12, drain_s=9,
     fresh_clips=80,
 )  # fmt: skip
 SHORT = Sizes(

@@ -13,7 +13,7 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "4 2")
 
 

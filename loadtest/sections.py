@@ -43,7 +43,7 @@ def ramp(found: Json) -> str:
         Column("TTFT p50", lambda r: ms(r["ttft"]["p50"])), Column("p95", lambda r: ms(r["ttft"]["p95"])),
         Column("per token p50", lambda r: ms(r["tpot"]["p50"])), Column("p95", lambda r: ms(r["tpot"]["p95"])),
         Column("cut off", lambda r: r["cut_off"]), Column("errors", lambda r: r["errors"]),
-        Column("", lambda r: "knee" if r["is_knee"] else ""),
+        Column("knee", lambda r: "knee" if r["is_knee"] else ""),
     )  # fmt: skip
     rows = [
         {"arm": name, "is_knee": number == arm["knee"], **step}
@@ -106,7 +106,7 @@ def quality(found: Json) -> str:
         Column("at most", lambda r: f"{100 * BOUNDS[r['arm']].max_share:.0f} %" if r["arm"] in BOUNDS else "–"),
         Column("nats given up a loosened token", lambda r: shown(r["given_up"], 2)),
         Column("facts right", lambda r: f"{r['facts_right']} of {r['facts']}" if r["facts"] else "–"),
-        Column("", lambda r: f"{100 * r['facts_right'] / r['facts']:.1f} %" if r["facts"] else ""),
+        Column("share", lambda r: f"{100 * r['facts_right'] / r['facts']:.1f} %" if r["facts"] else ""),
     )
     rows = [{"arm": name, **arm["quality"]} for name, arm in found["arms"].items()]
     return (
@@ -158,7 +158,7 @@ def errors(found: Json) -> str:
     columns = (
         Column("arm", lambda r: name_of(r["arm"])), Column("kind", lambda r: r["kind"], is_words=True),
         Column("requests", lambda r: r["count"]),
-        Column("", lambda r: "an error" if r["by"] == "error" else "the client's own doing", is_words=True),
+        Column("whose doing", lambda r: "an error" if r["by"] == "error" else "the client's own", is_words=True),
     )  # fmt: skip
     listed = table("How answers ended that did not come whole", columns, rows) if rows else "<p>None.</p>"
     return f"<h2>Answers that did not come whole</h2><p>Whole answers: {escape(totals)}.</p>{listed}"

@@ -8,9 +8,11 @@ import { TurnView } from "./turn.js";
 const NEAR_END_PX = 80;
 
 export class Chat {
-  constructor(clips, settings) {
+  /** `onFailure`: a question was not answered, so the server may have gone. */
+  constructor(clips, settings, onFailure) {
     this.clips = clips;
     this.settings = settings;
+    this.onFailure = onFailure;
     this.maxTokens = 256;
     this.said = []; // {text, clip, answer}: turns that the next question follows
     this.running = null; // aborts what is being written
@@ -65,7 +67,10 @@ export class Chat {
           this.#follow();
         },
       });
-      if (turn.hasFailed) turn.offer("Ask again", () => this.#again(turn, text, both));
+      if (turn.hasFailed) {
+        turn.offer("Ask again", () => this.#again(turn, text, both));
+        this.onFailure();
+      }
       if (!isAnswered) return;
       this.settings.learn(question, turn.numbers);
       // Another clip may have been chosen meanwhile; then this answer belongs to no conversation any more.

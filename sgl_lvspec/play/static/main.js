@@ -21,7 +21,7 @@ const clips = new ClipPicker((clip) => {
   chat.turnTo(clip);
   suggest(clip.kind);
 });
-const chat = new Chat(clips, settings);
+const chat = new Chat(clips, settings, () => server.look());
 const server = new ServerWatch(
   (found) => {
     settings.meet(found);

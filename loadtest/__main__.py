@@ -149,12 +149,14 @@ def _play(arm: Arm, server: Server, score: Score, chosen: Options, progress: Pro
     player = Player(arm, server.url, api_named(chosen.api), server.flush, progress.show, chosen.answer_limit_s)
     try:
         player.play(score.opening)
+        opened = server.counters()
         player.play(score.loaded or score.draw(pace_of(player.played.records)))
     finally:
         player.close()
     played, after = player.played, server.counters()
     played.about = about
     played.counters = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    played.counters_alone = {name: value - before.get(name, 0.0) for name, value in opened.items()}
     loosened = sorted({token for record in played.records for token in loosened_ids(record)})
     played.words = server.words(loosened)
     return played

@@ -36,6 +36,7 @@ class Played:
     locust: list[dict[str, Any]] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     words: dict[int, str] = field(default_factory=dict)  # text of the loosened tokens
-    counters: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)  # the server's own, of the whole run ...
+    counters_alone: dict[str, float] = field(default_factory=dict)  # ... and of the requests that came one at a time
     seconds: float = 0.0
     marks: tuple[int, int] | None = None

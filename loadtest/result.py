@@ -85,16 +85,15 @@ def _arm(arm: Played, plain: Played | None, objective: Objective) -> dict[str, A
 
 
 def cost_ratio(arm: Played, plain: Played | None) -> float | None:
-    """c as it came out: a token without speculation by a forward of the draft, from the server's own counters.
+    """c as it came out: a token without speculation by a forward of the draft, one request at a time.
 
-    None without an arm of either kind. Both include the server's own work; the first is of one request at a time, the
-    second of the whole run.
+    Both include the server's own work. None without an arm of either kind, or without the server's counters.
     """
-    steps = arm.counters.get("lvspec:draft_steps_total", 0)
+    steps = arm.counters_alone.get("lvspec:draft_steps_total", 0)
     if plain is None or not steps:
         return None
     token_ms = measured(METRICS[1], [r for r in plain.records if r.phase == ALONE]).p50
-    step_ms = arm.counters.get("lvspec:draft_drafting_seconds_total", 0) / steps * 1000
+    step_ms = arm.counters_alone.get("lvspec:draft_drafting_seconds_total", 0) / steps * 1000
     return token_ms / step_ms if token_ms and step_ms else None
 
 

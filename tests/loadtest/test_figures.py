@@ -5,8 +5,9 @@ import pytest
 from loadtest.figures import Objective, comparable, errors_by_kind, knee, load_steps, metric_rows, quality, turns
 from loadtest.outcome import Window
 from loadtest.record import CUT_OFF
+from loadtest.result import cost_ratio
 from loadtest.statistics import METRICS, measured, percentile, spread
-from tests.loadtest.hand_made import loose, record
+from tests.loadtest.hand_made import loose, played, record
 
 OBJECTIVE = Objective(ttft_ms=150, tpot_ms=60)
 
@@ -103,3 +104,11 @@ def test_rows_have_counts_errors_and_goodput() -> None:
     assert rows["1", "all", "goodput"]["mean"] == 0.3 and rows["1", "all", "TTFT"]["count"] == 4
     assert rows["1", "single", "error: HTTP 500"]["count"] == 1
     assert errors_by_kind(records) == {"HTTP 500": 1}
+
+
+def test_cost_ratio_is_a_token_alone_by_a_step_of_the_draft_alone() -> None:
+    ours, plain = played("strict"), played("none", record(), record(phase="ramp", total_ms=9000.0))
+    ours.counters_alone = {"lvspec:draft_steps_total": 100.0, "lvspec:draft_drafting_seconds_total": 2.0}
+    ours.counters = {"lvspec:draft_steps_total": 100.0, "lvspec:draft_drafting_seconds_total": 99.0}
+    assert cost_ratio(ours, plain) == pytest.approx(2.5)  # 50 ms by 20 ms
+    assert cost_ratio(ours, None) is None and cost_ratio(plain, plain) is None

@@ -30,7 +30,7 @@ def run(
 
 def test_strict_answers_are_the_targets_own_in_every_phase(run: dict[str, Any]) -> None:
     told = run["arms"]["strict"]["quality"]
-    assert told["compared"] == told["equal"] >= 10
+    assert told["compared"] == told["equal"] >= 7
     assert told["divergence"] == 0
 
 

@@ -38,11 +38,12 @@ export class Chat {
 
   /** A new conversation about another clip; what was said before stays to be read. */
   turnTo(clip) {
-    if (this.said.length) {
-      byId("turn-list").append(element("li", { class: "divider" }, `A new conversation, about ${clip.name}`));
-      this.#follow(true);
-    }
     this.said = [];
+    const last = byId("turn-list").lastElementChild;
+    if (!last) return;
+    if (last.matches(".divider")) last.remove(); // nothing was asked about that one
+    byId("turn-list").append(element("li", { class: "divider" }, `A new conversation, about ${clip.name}`));
+    this.#follow(true);
   }
 
   async ask(text, { both = false } = {}) {
@@ -91,7 +92,8 @@ export class Chat {
   async #compare(turn, signal) {
     const other = turn.asked.mode === "strict" ? "loose" : "strict";
     this.#follow(true);
-    await turn.compare(this.#question(this.settings.request(other)), { signal, clips: this.clips });
+    const isShown = await turn.compare(this.#question(this.settings.request(other)), { signal, clips: this.clips });
+    if (!isShown) this.#offerComparison(turn);
     showNumbers(turn.numbers, turn.speedup);
     countLabels(turn.numbers);
     this.#follow(true);

@@ -33,13 +33,20 @@ export class ClipPicker {
   #none; // the choice of no clip
 
   async load() {
-    const samples = await api.sampleClips();
+    let samples = [];
+    try {
+      samples = await api.sampleClips();
+    } catch (error) {
+      this.#say(error.message, true);
+    }
     for (const { id, mime } of samples) {
       const name = id.replace(/\.[^.]+$/, "");
       this.#offer({ id, name, kind: mime.split("/")[0], url: `/api/clips/${encodeURIComponent(id)}`, file: null });
     }
     this.#offer({ id: null, name: "no clip", kind: "none", url: null, file: null });
+    const trouble = byId("clip-note").textContent;
     byId("clips").querySelector("input").click();
+    if (trouble) this.#say(trouble, true);
   }
 
   /** Sends an upload once more, which the companion has forgotten. Returns whether there was a file to send. */

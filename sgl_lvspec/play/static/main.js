@@ -76,4 +76,4 @@ byId("question").addEventListener("keydown", (event) => {
     askTyped();
   }
 });
-await Promise.all([server.start(), clips.load()]);
+await Promise.all([server.look(), clips.load()]);

@@ -10,23 +10,29 @@ export class ServerWatch {
   /** `onCome` is told a server that is new here; `isBusy` whether to leave it alone for now. */
   constructor(onCome, isBusy) {
     this.known = null;
+    this.isGone = false;
     this.#onCome = onCome;
     this.#isBusy = isBusy;
   }
 
   #onCome;
   #isBusy;
+  #timer = null;
 
-  async start() {
-    await this.look();
-    const again = () => setTimeout(async () => {
-      if (document.visibilityState === "visible" && !this.#isBusy()) await this.look();
-      again();
-    }, this.isGone ? LOOK_AGAIN_MS : LOOK_EVERY_MS);
-    again();
+  /** Looks now, and from then on again and again, while the page is seen and no answer is being written. */
+  async look() {
+    clearTimeout(this.#timer);
+    await this.#lookOnce();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#lookIfIdle(), this.isGone ? LOOK_AGAIN_MS : LOOK_EVERY_MS);
   }
 
-  async look() {
+  #lookIfIdle() {
+    if (document.visibilityState === "visible" && !this.#isBusy()) this.look();
+    else this.#timer = setTimeout(() => this.#lookIfIdle(), LOOK_AGAIN_MS);
+  }
+
+  async #lookOnce() {
     try {
       const found = await api.serverNow(true);
       const isNew = JSON.stringify(found) !== JSON.stringify(this.known);

@@ -91,11 +91,12 @@ export class TurnView {
     this.actions.replaceChildren();
   }
 
-  /** Asks the other way, too, and shows both. */
+  /** Asks the other way, too, and shows both; returns whether that worked. */
   async compare(question, { signal, clips }) {
     const card = new Comparison();
     this.withdraw();
-    this.node.append(card.node);
+    this.node.querySelector(".comparison")?.remove(); // a failed one
+    this.actions.before(card.node);
     const other = { text: "", numbers: {} };
     try {
       await stream(question, {
@@ -111,8 +112,10 @@ export class TurnView {
       await card.show(strict, loose);
       this.speedup = speedup(strict.numbers, loose.numbers);
       announce(card.verdict.textContent);
+      return true;
     } catch (error) {
       card.fail(error.name === "AbortError" ? "Stopped before there was anything to compare." : error.message);
+      return false;
     }
   }
 }

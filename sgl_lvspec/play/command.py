@@ -53,10 +53,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         _play(options)
     except ServerError as error:
-        start = (
-            " One is started by python -m sglang.launch_server, or in a clone of sgl-lvspec by make serve, in another "
-            "terminal."
-        )
+        start = " In a clone of sgl-lvspec, in another terminal: make serve."
         print(f"lvspec play: {error}{start if error.status is None else ''}", file=sys.stderr)
         return 1
     except ValueError as error:

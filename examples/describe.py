@@ -2,7 +2,10 @@
 
     python examples/describe.py --video demo/clips/two-events.mp4
 
-Prints the answer as it is streamed, then mode, T and the share of loosened tokens; then the same asked strictly.
+Prints the answer as it is streamed, with mode, T and the share of loosened tokens; then the same asked strictly:
+
+    We can observe three objects on a gray background. First, there is a small flat red circle that remains still. ...
+      loose: 21 rounds, T = 3.33, loosened 11.0%
 """
 
 import argparse
@@ -15,7 +18,7 @@ from sgl_lvspec.frontend import VideoEndpoint, video
 
 @sgl.function
 def describe(s, clip):
-    s += sgl.user(video(clip) + "Describe the video in detail.")
+    s += sgl.user(clip + "Describe the video in detail.")
     s += sgl.assistant(sgl.gen("answer", max_tokens=128, temperature=0))
 
 
@@ -25,9 +28,12 @@ def main() -> None:
     parser.add_argument("--video", default="demo/clips/two-events.mp4")
     options = parser.parse_args()
     server = VideoEndpoint(options.url)
+    clip = video(
+        options.video
+    )  # made here: a streamed program runs in a thread, where nobody is told of a missing file
 
-    for mode in ("loose", "strict"):  # what a server without the flag --lvspec-preset may refuse is the loose one
-        state = describe.run(options.video, backend=server.asking(mode=mode), stream=True)
+    for mode in ("loose", "strict"):  # a server with the preset strict refuses the loose one
+        state = describe.run(clip, backend=server.asking(mode=mode), stream=True)
         for piece in state.text_iter("answer"):
             print(piece, end="", flush=True)
         if state.error():

@@ -17,7 +17,6 @@ QUESTIONS = ("How many objects are there?", "What color is the background?", "Wh
 
 @sgl.function
 def ask_all(s, clip, questions):
-    s += sgl.system("You are a helpful assistant.")
     s += sgl.user_begin()
     s += video(clip)
     s.sync()  # SGLang 0.5.23 caches what forks share only if it has begun to write it

@@ -64,5 +64,5 @@ if __name__ == "__main__":
         sys.exit(
             f"A server is needed; found {error.__cause__ or error}. Start one (make serve), or name it with --url."
         )
-    except (openai.APIStatusError, OSError) as error:
+    except (openai.APIError, OSError) as error:
         sys.exit(str(error))

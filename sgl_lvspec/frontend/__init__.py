@@ -12,7 +12,7 @@
 Client side only: nothing of SGLang is changed. `upstream/frontend_video` has what is missing there.
 """
 
-from sgl_lvspec.frontend.endpoint import VideoEndpoint
+from sgl_lvspec.frontend.endpoint import VideoEndpoint, asking
 from sgl_lvspec.frontend.media import image, video
 
-__all__ = ["VideoEndpoint", "image", "video"]
+__all__ = ["VideoEndpoint", "asking", "image", "video"]

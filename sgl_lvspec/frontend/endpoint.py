@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
@@ -15,10 +19,12 @@ from sgl_lvspec.frontend.scoring import decide
 
 if TYPE_CHECKING:
     from sglang.lang.choices import ChoicesDecision, ChoicesSamplingMethod
-    from sglang.lang.interpreter import StreamExecutor
+    from sglang.lang.interpreter import ProgramState, StreamExecutor
 
 ALGORITHM = "LVSPEC"
 VIDEO_TOKEN = "<|vision_start|><|video_pad|><|vision_end|>"
+STREAMED_ERROR = b'data: {"error":'  # how a stream begins that SGLang refuses
+PACKED_VIDEO = "video:"  # what `sglang.video` leaves where an image's base64 should be
 # What the models' own chat templates say to a chat without a system message.
 DEFAULT_SYSTEM_PROMPT = {
     "Qwen2_5_VLForConditionalGeneration": "You are a helpful assistant.",
@@ -90,6 +96,11 @@ class VideoEndpoint(RuntimeEndpoint):
             s: the state, whose `images_` are in the order of its text.
             data: body of `/generate`; `text` is one prompt or several that begin alike.
         """
+        if any(encoded.startswith(PACKED_VIDEO) for path, encoded in s.images_ if not isinstance(path, Source)):
+            raise ValueError(
+                "A video must be sgl_lvspec.frontend.video(path); found sglang.video, which no server decodes. "
+                "Import video from sgl_lvspec.frontend."
+            )
         if self._lvspec:
             data["sampling_params"] = {**data["sampling_params"], "custom_params": {"lvspec": self._lvspec}}
         if not s.images_ or "text" not in data:  # by ids: choices without their prompt
@@ -114,13 +125,45 @@ class VideoEndpoint(RuntimeEndpoint):
         pairs = zip(s.images_, rest, strict=True)
         return first + "".join(tokens[_kind(path)] + part for (path, _), part in pairs)
 
+    def _assert_success(self, res: Any) -> None:
+        """Raise what the server says against a request: SGLang calls this with every response, before it is read."""
+        if res.status_code != 200:
+            raise RuntimeError(_refusal(res.status_code, res.text))
+        if hasattr(res, "iter_lines"):  # a refused stream answers 200 and says why in its only event
+            res.iter_lines = _raising(res.iter_lines)
+
+    @cached_property
+    def _algorithm(self) -> str | None:
+        found: str | None = self.get_server_info().get("speculative_algorithm")
+        return found
+
     def _require_lvspec(self) -> None:
-        runs = self.get_server_info().get("speculative_algorithm")
-        if runs != ALGORITHM:
+        if self._algorithm != ALGORITHM:
             raise ValueError(
-                f"LVSPEC's settings need a server that runs it; found speculation {runs} at {self.base_url}. "
-                "Start it with --speculative-algorithm LVSPEC, or ask without settings."
+                f"LVSPEC's settings need a server that runs it; found speculation {self._algorithm} at "
+                f"{self.base_url}. Start it with --speculative-algorithm LVSPEC, or ask without settings."
             )
+
+
+@contextmanager
+def asking(s: ProgramState, **lvspec: Any) -> Iterator[None]:
+    """Other settings for some lines of a program: `with asking(s, mode="strict"): s += ...`.
+
+    Raises:
+        ValueError: the program's backend is no VideoEndpoint, or its server does not run LVSPEC.
+        Exception: what the state has failed with; nothing more can be asked of it.
+    """
+    executor = s.stream_executor
+    _finish(executor)
+    before = executor.backend
+    if not isinstance(before, VideoEndpoint):
+        raise ValueError(f"asking() needs a program that runs on a VideoEndpoint; found {type(before).__name__}.")
+    executor.backend = before.asking(**lvspec)
+    try:
+        yield
+        _finish(executor)
+    finally:
+        executor.backend = before
 
 
 def _chat_template(model_info: dict[str, Any]) -> ChatTemplate:
@@ -135,6 +178,38 @@ def _chat_template(model_info: dict[str, Any]) -> ChatTemplate:
     return dataclasses.replace(
         get_chat_template("qwen2-vl"), default_system_prompt=DEFAULT_SYSTEM_PROMPT[architecture], stop_str=()
     )
+
+
+def _finish(executor: StreamExecutor) -> None:
+    """Wait for what the program has asked so far; a worker that has failed would be waited for without end."""
+    if executor.error_ is None:
+        executor.sync()
+    if executor.error_ is not None:
+        raise executor.error_
+
+
+def _raising(read: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
+    def lines(**options: Any) -> Iterator[bytes]:
+        for line in read(**options):
+            if line.startswith(STREAMED_ERROR):
+                body = line.decode().removeprefix("data:")
+                raise RuntimeError(_refusal(json.loads(body)["error"].get("code", 400), body))
+            yield line
+
+    return lines
+
+
+def _refusal(status: int, text: str) -> str:
+    """The server's own sentence, out of `{"error": {"message": ...}}` and its like."""
+    said: Any = text.strip()
+    try:
+        body = json.loads(text)
+        while isinstance(body, dict):
+            body = body.get("error") or body.get("message")
+        said = body or said
+    except ValueError:
+        pass  # no JSON: the text itself
+    return f"The server refuses the request (HTTP {status}): {said}"
 
 
 def _kind(path: Any) -> str:

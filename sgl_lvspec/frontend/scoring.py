@@ -37,7 +37,8 @@ def decide(prompt: str, choices: Sequence[str], method: ChoicesSamplingMethod, p
         "logprob_start_len": max(0, length - SEAM_TOKENS),
     }
     alone, *scored = (answer["meta_info"] for answer in post(body))
-    tokens = [_of_choice(alone["input_token_logprobs"], meta["input_token_logprobs"]) for meta in scored]
+    is_whole = length <= SEAM_TOKENS
+    tokens = [_of_choice(alone["input_token_logprobs"], meta["input_token_logprobs"], is_whole) for meta in scored]
     for choice, rows in zip(choices, tokens, strict=True):
         if not rows:
             raise ValueError(f"A choice must add a token to the prompt; found {choice!r}, which adds none. Drop it.")
@@ -50,11 +51,20 @@ def decide(prompt: str, choices: Sequence[str], method: ChoicesSamplingMethod, p
     )
 
 
-def _of_choice(prompt: list[Any], whole: list[Any]) -> list[Any]:
-    """Rows (log-probability, id, text) of the choice: from the first token on that the prompt alone has otherwise."""
+def _of_choice(prompt: list[Any], whole: list[Any], is_prompt_whole: bool) -> list[Any]:
+    """Rows (log-probability, id, text) of the choice: from the first token on that the prompt alone has otherwise.
+
+    Raises:
+        ValueError: it changes a token before those that were asked for.
+    """
     shared = 0
     while shared < min(len(prompt), len(whole)) and prompt[shared][1] == whole[shared][1]:
         shared += 1
+    if shared == 0 and not is_prompt_whole:
+        raise ValueError(
+            f"A choice may change the prompt's last {SEAM_TOKENS - 1} tokens; found one that changes more. End the "
+            "prompt at the end of a word, and begin each choice with a blank."
+        )
     return whole[max(shared, 1) :]
 
 

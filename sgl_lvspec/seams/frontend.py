@@ -17,7 +17,10 @@ ENDPOINT = (
     ),
     Seam(
         _BACKEND,
-        Has("base_url model_info chat_template get_server_info select _generate_http_request _add_images"),
+        Has(
+            "base_url model_info chat_template get_server_info select _generate_http_request _add_images "
+            "_assert_success"
+        ),
         _ENDPOINT,
         "what the endpoint reads and replaces",
     ),
@@ -25,6 +28,33 @@ ENDPOINT = (
     *(
         Seam(f"{_BACKEND}.{name}", Contains("self._add_images(s, data)"), _ENDPOINT, "every request is completed")
         for name in ("commit_lazy_operations", "generate", "generate_stream", "_generate_http_request")
+    ),
+    Seam(f"{_BACKEND}._assert_success", Signature("(self, res)"), _ENDPOINT, "says what the server says"),
+    Seam(
+        f"{_BACKEND}.generate_stream",
+        Contains("self._assert_success(res)", "res.iter_lines(decode_unicode=False)"),
+        _ENDPOINT,
+        "a response is seen before its lines are read, so that a refusal among them can be raised",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.http_server.serve_generate_request",
+        Contains(
+            'out = {"error": {"message": str(e), "type": ..., "code": getattr(e, "status_code", 400), '
+            '"retryable": ...}}',
+            'yield b"data: " + dumps_json(out) + b"\\n\\n"',
+        ),
+        _ENDPOINT,
+        "a refused stream is one event with the error",
+    ),
+    Seam(
+        "sglang.lang.interpreter", Has("ProgramState StreamExecutor"), _ENDPOINT, "a program's state and its executor"
+    ),
+    Seam("sglang.lang.interpreter.ProgramState", Has("stream_executor"), _ENDPOINT, "what a program's lines go to"),
+    Seam(
+        _EXECUTOR,
+        Has("backend error_ sync"),
+        _ENDPOINT,
+        "some lines of a program can go to the server with other settings",
     ),
     Seam(f"{_BACKEND}._generate_http_request", Signature("(self, s, data)"), _ENDPOINT, "posts what a choice needs"),
     Seam(
@@ -56,6 +86,12 @@ MEDIA = (
         Contains("isinstance(image_path, bytes)"),
         _MEDIA,
         "bytes are encoded as they are, so a source of ours may be bytes",
+    ),
+    Seam(
+        "sglang.utils.encode_video_base64",
+        Contains('"video:" + pybase64.b64encode(video_bytes).decode("utf-8")'),
+        _ENDPOINT,
+        "a video of sglang.video is known by its first letters, and refused",
     ),
     Seam(f"{_EXECUTOR}.fork", Contains("exes[i].images_ = list(self.images_)"), _MEDIA, "forks keep the media"),
     Seam(_EXECUTOR, Has("images_ text_"), _ENDPOINT, "the state's media and text"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sglang as sgl
 
-from sgl_lvspec.frontend import VideoEndpoint, image, video
+from sgl_lvspec.frontend import VideoEndpoint, asking, image, video
 
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -57,6 +57,15 @@ def answer(body: dict[str, Any]) -> Any:
     return answers if is_batch else answers[0]
 
 
+def refused(body: dict[str, Any]) -> bool:
+    """A stand-in's idea of a bad request."""
+    lvspec = (body["sampling_params"].get("custom_params") or {}).get("lvspec") or {}
+    return lvspec.get("mode", "strict") not in ("strict", "loose")
+
+
+REFUSAL = {"error": {"message": "mode must be one of strict, loose", "type": "invalid_request_error", "code": 400}}
+
+
 @contextmanager
 def served(info: dict[str, Any] | None = None, key: str | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(URL, bodies of /generate so far) of a stand-in for SGLang."""
@@ -68,13 +77,25 @@ def served(info: dict[str, Any] | None = None, key: str | None = None) -> Iterat
 
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._send(answer(asked[-1]))
+            body = asked[-1]
+            if body.get("stream"):
+                chunks = [REFUSAL] if refused(body) else [{**answer(body), "text": "fine"[:end]} for end in (1, 3, 4)]
+                events = [*(json.dumps(chunk, separators=(",", ":")) for chunk in chunks), "[DONE]"]
+                self._reply("".join(f"data: {event}\n\n" for event in events), 200)
+            else:
+                self._send(REFUSAL if refused(body) else answer(body), 400 if refused(body) else 200)
 
-        def _send(self, body: Any) -> None:
+        def _send(self, body: Any, status: int = 200) -> None:
             is_known = key is None or self.headers["Authorization"] == f"Bearer {key}"
-            self.send_response(200 if is_known else 401)
+            if is_known:
+                self._reply(json.dumps(body), status)
+            else:
+                self._reply(json.dumps({"error": "Unauthorized"}), 401)
+
+        def _reply(self, text: str, status: int) -> None:
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(body if is_known else {"error": "Unauthorized"}).encode())
+            self.wfile.write(text.encode())
 
         def log_message(self, *_args: Any) -> None:
             pass
@@ -178,6 +199,18 @@ class TestMedia:
         with pytest.raises(ValueError, match=said):
             make()
 
+    def test_a_video_of_sglangs_own_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sglang.lang.interpreter.encode_video_base64", lambda *_: "video:AAAA")  # needs OpenCV
+
+        @sgl.function
+        def program(s: Any) -> None:
+            s += sgl.video("clip.mp4", 8) + sgl.gen("answer", max_tokens=1)
+
+        with served() as (url, asked), pytest.warns(UserWarning, match="which no server decodes"):
+            error = program.run(backend=VideoEndpoint(url)).error()
+        assert "Import video from sgl_lvspec.frontend" in str(error)
+        assert asked == []
+
     def test_a_placeholder_of_ones_own_is_an_error(self) -> None:
         @sgl.function
         def program(s: Any) -> None:
@@ -218,8 +251,76 @@ class TestSettings:
             with pytest.raises(ValueError, match="need a server that runs it"):
                 VideoEndpoint(url).asking(mode="strict")
 
+    def test_lines_of_a_program_can_have_their_own(self) -> None:
+        def write(s: Any) -> None:
+            s += video(FIRST) + sgl.gen("one", max_tokens=1)
+            with asking(s, mode="strict"):
+                s += sgl.gen("two", max_tokens=1)
+                for fork in s.fork(2):
+                    fork += sgl.gen("three", max_tokens=1)
+                    fork.sync()
+            s += sgl.gen("four", max_tokens=1)
+
+        bodies = run(write, preset="paper")
+        modes = [body["sampling_params"]["custom_params"]["lvspec"] for body in bodies if "stop" in str(body)]
+        assert modes == [{"preset": "paper"}, *[{"mode": "strict"}] * 3, {"preset": "paper"}]
+
+    @pytest.mark.filterwarnings("ignore:Error in stream_executor")
+    def test_lines_of_their_own_end_where_the_program_has_failed(self) -> None:
+        """A worker of SGLang's that has failed is waited for without end."""
+
+        @sgl.function
+        def program(s: Any) -> None:
+            s += video(FIRST) + IMAGE + sgl.gen("one", max_tokens=1)
+            with asking(s, mode="strict"):
+                raise AssertionError("unreachable")
+
+        with served() as (url, _), pytest.raises(ValueError, match="found 2 for 1 media"):
+            program.run(backend=VideoEndpoint(url))
+
+    def test_lines_of_their_own_need_our_endpoint(self) -> None:
+        @sgl.function
+        def program(s: Any) -> None:
+            with asking(s, mode="strict"):
+                s += "text"
+
+        with served() as (url, _), pytest.raises(ValueError, match="runs on a VideoEndpoint; found RuntimeEndpoint"):
+            program.run(backend=sgl.RuntimeEndpoint(url))
+
+    @pytest.mark.filterwarnings("ignore:Error in stream_executor")
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_what_the_server_says_against_them_is_said(self, stream: bool) -> None:
+        @sgl.function
+        def program(s: Any) -> None:
+            s += sgl.gen("answer", max_tokens=1)
+
+        with served() as (url, _):
+            state = program.run(backend=VideoEndpoint(url, lvspec={"mode": "lose"}), stream=stream)
+            assert "".join(state.text_iter("answer") if stream else []) == ""
+            error = state.error()
+        assert str(error) == "The server refuses the request (HTTP 400): mode must be one of strict, loose"
+
+    def test_choices_are_asked_with_them_too(self) -> None:
+        def write(s: Any) -> None:
+            s += video(FIRST) + "The ring is" + sgl.select("choice", choices=[" red", " green"])
+
+        for body in run(write, labels=True):
+            assert body["sampling_params"]["custom_params"] == {"lvspec": {"labels": True}}
+
 
 class TestServer:
+    def test_an_answer_is_streamed_in_pieces(self) -> None:
+        @sgl.function
+        def program(s: Any) -> None:
+            s += video(FIRST) + sgl.gen("answer", max_tokens=3)
+
+        with served() as (url, asked):
+            state = program.run(backend=VideoEndpoint(url), stream=True)
+            assert "".join(state.text_iter("answer")) == "fine"
+            assert state.error() is None
+            assert state.get_meta_info("answer")["lvspec"] == {}
+        assert asked[0]["stream"] and asked[0]["video_data"] == [FIRST]
+
     def test_nobody_there(self) -> None:
         with socket.socket() as holder:
             holder.bind(("127.0.0.1", 0))
@@ -279,6 +380,16 @@ class TestChoices:
         """`gr` + `een` is one token with some prompts."""
         _, scores, _ = self.scores("The ring is gr", ["een"])
         assert scores == [-4.0]
+
+    def test_a_choice_that_changes_more_of_the_prompt_is_refused(self) -> None:
+        """All of the four tokens at the prompt's end would be other ones."""
+
+        @sgl.function
+        def program(s: Any) -> None:
+            s += "The ring is red is red" + sgl.select("choice", choices=[" magenta", " green"])
+
+        with served() as (url, _), pytest.warns(UserWarning, match="last 3 tokens"):
+            assert isinstance(program.run(backend=VideoEndpoint(url)).error(), ValueError)
 
     def test_choices_against_their_likelihood_alone(self) -> None:
         choice, _, asked = self.scores(

@@ -246,6 +246,8 @@ def test_everything_can_be_done_by_keyboard(page: Page) -> None:
     expect(answer.locator(".t").last).to_be_focused()
     page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.tagName") == "MARK"
+    expect(answer.locator("[tabindex='0']")).to_have_count(1)  # an answer is one stop of Tab, not a hundred
+    expect(answer.locator("[tabindex='0']")).to_be_focused()
     expect(page.locator("#details")).to_contain_text("own choice")
     tab_to(page, ".actions button")
     page.keyboard.press("Enter")

@@ -80,8 +80,8 @@ def test_it_says_where_the_page_is_and_ends_when_told() -> None:
             assert found
             assert "see what was loosened" in httpx.get(found.group(1)).text
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            rest, errors = process.communicate(timeout=30)
         finally:
             process.kill()
     assert process.returncode == 0
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors and "GET" not in rest + errors, "requests are not logged"

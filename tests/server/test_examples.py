@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -19,13 +20,27 @@ RUN = {"describe", "multi_turn", "fork", "choices", "openai_client", "offline_en
 TURN = re.compile(r"> (.+)\n(.+)\n  (\d+) of (\d+) prompt tokens cached")
 
 
-def run_example(name: str, *arguments: str) -> str:
-    """What a program prints."""
+def pieces_of(name: str, *arguments: str) -> list[str]:
+    """What a program prints, in the pieces in which it arrives."""
     command = [sys.executable, f"examples/{name}.py", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pieces = []
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        assert process.stdout is not None
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            pieces.append(piece)
+        process.wait()
+        errors.seek(0)
+        assert process.returncode == 0, errors.read().decode()[-3000:]
+    return [piece.decode() for piece in pieces]
+
+
+def run_example(name: str, *arguments: str) -> str:
+    """What a program prints."""
+    return "".join(pieces_of(name, *arguments))
 
 
 def strict_text(plain_server: Server, prompt: str, video: str, limit: int) -> str:
@@ -44,35 +59,37 @@ def test_describe_streams_a_loose_answer_and_the_targets_own(
     loose_server: Server, plain_server: Server, videos: list[str]
 ) -> None:
     clip = sorted(CLIPS.glob("*.mp4"))[0]
-    loose, strict = re.findall(
-        r"(.+)\n  (?:loose|strict): .*", run_example("describe", "--url", loose_server.url, "--video", str(clip))
-    )
+    pieces = pieces_of("describe", "--url", loose_server.url, "--video", str(clip))
+    assert len(pieces) > 5, "two answers of many rounds each"
+    loose, strict = re.findall(r"(.+)\n  (?:loose|strict): .*", "".join(pieces))
     assert strict == strict_text(plain_server, chat(VIDEO + DESCRIBE), videos[0], 128)
     assert loose != strict, "the loosest preset says nothing otherwise"
 
 
 def test_turns_about_a_video_find_it_in_the_cache(
-    loose_server: Server, plain_server: Server, videos: list[str]
+    lvspec_server: Server, plain_server: Server, videos: list[str]
 ) -> None:
-    loose_server.flush()
+    lvspec_server.flush()
     clip = sorted(CLIPS.glob("*.mp4"))[0]
-    turns = TURN.findall(run_example("multi_turn", "--url", loose_server.url, "--video", str(clip)))
+    turns = TURN.findall(run_example("multi_turn", "--url", lvspec_server.url, "--video", str(clip)))
     assert len(turns) == 3
-    cached = [int(turn[2]) for turn in turns]
-    assert cached[0] == 0
+    assert turns[0][2] == "0", "the first finds nothing"
     for (_, _, found, _), (_, _, _, before) in zip(turns[1:], turns[:-1], strict=True):
         assert int(found) >= int(before) - 1, "a later turn begins with the whole of the one before"
-    assert turns[0][1], "an answer"
-    assert plain_server.generate(payload(chat(VIDEO + turns[0][0]), video_data=videos[0]))["meta_info"]
+    said: list[str] = []
+    for question, answer, _, _ in turns:
+        said.append(question)
+        assert answer == strict_text(plain_server, chat(VIDEO + said[0], *said[1:]), videos[0], 64), question
+        said.append(answer)
 
 
-def test_forks_share_the_video(loose_server: Server) -> None:
-    loose_server.flush()
+def test_forks_share_the_video(lvspec_server: Server, plain_server: Server, videos: list[str]) -> None:
+    lvspec_server.flush()
     clip = sorted(CLIPS.glob("*.mp4"))[0]
-    turns = TURN.findall(run_example("fork", "--url", loose_server.url, "--video", str(clip)))
+    turns = TURN.findall(run_example("fork", "--url", lvspec_server.url, "--video", str(clip)))
     assert len(turns) == 3
-    for _, answer, cached, prompt in turns:
-        assert answer
+    for question, answer, cached, prompt in turns:
+        assert answer == strict_text(plain_server, chat(VIDEO + question), videos[0], 64), question
         # system message, user's start and the video; the question and the assistant's start are its own
         assert int(cached) >= int(prompt) - 20
 
@@ -94,7 +111,9 @@ def test_choices_are_scored_as_by_hand(loose_server: Server, plain_server: Serve
 
 def test_openai_client_streams_and_asks_strictly(loose_server: Server, plain_server: Server, videos: list[str]) -> None:
     clip = sorted(CLIPS.glob("*.mp4"))[1]
-    shown = run_example("openai_client", "--url", loose_server.url, "--video", str(clip))
+    pieces = pieces_of("openai_client", "--url", loose_server.url, "--video", str(clip))
+    assert len(pieces) > 3
+    shown = "".join(pieces)
     found = re.fullmatch(
         r"> (.+)\n(.+)\n  \d+ rounds, T = .+\n\n> (.+) \(strict\)\n(.+)\n  \d+ rounds, T = .+\n\n", shown
     )
@@ -116,3 +135,12 @@ def test_without_a_server_it_says_so(name: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "server is needed" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "flag"), [("describe", "--video"), ("offline_engine", "--clips")])
+def test_without_the_clip_it_says_so(name: str, flag: str, lvspec_server: Server) -> None:
+    where = [] if name == "offline_engine" else ["--url", lvspec_server.url]
+    command = [sys.executable, f"examples/{name}.py", *where, flag, "nope.mp4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "no such file" in done.stderr.lower() and "nope.mp4" in done.stderr and "Traceback" not in done.stderr

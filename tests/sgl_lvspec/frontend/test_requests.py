@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -267,16 +268,28 @@ class TestSettings:
 
     @pytest.mark.filterwarnings("ignore:Error in stream_executor")
     def test_lines_of_their_own_end_where_the_program_has_failed(self) -> None:
-        """A worker of SGLang's that has failed is waited for without end."""
+        """A worker of SGLang's that has failed reads no more lines: to wait for them is to wait without end."""
+        raised: list[BaseException] = []
 
         @sgl.function
         def program(s: Any) -> None:
             s += video(FIRST) + IMAGE + sgl.gen("one", max_tokens=1)
+            while s.stream_executor.error_ is None:
+                time.sleep(0.01)
+            s += "nobody reads this"
             with asking(s, mode="strict"):
                 raise AssertionError("unreachable")
 
-        with served() as (url, _), pytest.raises(ValueError, match="found 2 for 1 media"):
-            program.run(backend=VideoEndpoint(url))
+        def run_it(url: str) -> None:
+            with pytest.raises(ValueError, match="found 2 for 1 media") as error:
+                program.run(backend=VideoEndpoint(url))
+            raised.append(error.value)
+
+        with served() as (url, _):
+            thread = threading.Thread(target=run_it, args=(url,), daemon=True)
+            thread.start()
+            thread.join(20)
+        assert raised
 
     def test_lines_of_their_own_need_our_endpoint(self) -> None:
         @sgl.function

@@ -307,10 +307,12 @@ def test_without_lvspec_the_page_says_so_and_answers(
         expect(page.locator("#loose-note")).to_contain_text("This server runs without LVSPEC")
         expect(page.locator("#both")).to_be_disabled()
         expect(page.locator("#legend")).to_be_hidden()
+        expect(page.locator("#number-t")).to_be_hidden()
+        expect(page.locator("#number-speed")).to_be_visible()
         upload(page, clip)
         answer = ask(page)
         assert answer.text_content() == plain_text
-        assert answer.locator(".plain").count() > 0 and answer.locator("mark").count() == 0
+        assert answer.locator(".unlabelled").count() > 0 and answer.locator("mark").count() == 0
         expect(page.locator(".status").last).to_contain_text("no LVSPEC")
 
 

@@ -30,7 +30,7 @@ export class AnswerView {
       const isFirst = this.spans.length === 0;
       // The blank before a word stands outside of its mark, which would look lopsided with it.
       const [, blank, word] = /^(\s*)(\S[^]*)$/.exec(token.text) ?? [null, "", token.text];
-      const span = element(tag, { class: `t ${token.label ?? "plain"}`, tabindex: isFirst ? "0" : "-1" }, word);
+      const span = element(tag, { class: `t ${token.label ?? "unlabelled"}`, tabindex: isFirst ? "0" : "-1" }, word);
       span.dataset.at = this.tokens.length - 1;
       this.spans.push(span);
       this.node.append(blank, span);

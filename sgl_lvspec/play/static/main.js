@@ -5,7 +5,7 @@ import { ClipPicker } from "./clips.js";
 import { hideDetails } from "./details.js";
 import { byId, element } from "./element.js";
 import { drawLegend, showLegend } from "./legend.js";
-import { drawNumbers } from "./numbers.js";
+import { drawNumbers, limitNumbers } from "./numbers.js";
 import { ServerWatch } from "./server.js";
 import { Settings } from "./settings.js";
 
@@ -28,6 +28,7 @@ const server = new ServerWatch(
     clips.maxBytes = found.max_upload_bytes;
     chat.maxTokens = found.max_tokens;
     showLegend(found.has_lvspec);
+    limitNumbers(found.has_lvspec);
     const canCompare = settings.canLoosen;
     byId("both").disabled = !canCompare;
     byId("both").title = canCompare ? "The loose answer, then the strict one beside it" : "This server answers one way only";

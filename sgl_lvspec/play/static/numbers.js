@@ -30,6 +30,7 @@ const TILES = [
   ],
 ];
 const KEYS = ["t", "speed", "against", "loosened", "rounds", "first", "cached", "given-up"];
+const ALWAYS = new Set(["speed", "first", "cached"]);
 const places = [];
 
 export function drawNumbers() {
@@ -37,9 +38,14 @@ export function drawNumbers() {
     const value = element("span", { class: "value", id: `number-${KEYS[at]}` });
     const meaning = element("span", { class: "meaning" });
     places.push([value, meaning]);
-    byId("numbers").append(element("div", {}, element("dt", {}, name), element("dd", {}, value, meaning)));
+    byId("numbers").append(element("div", { "data-key": KEYS[at] }, element("dt", {}, name), element("dd", {}, value, meaning)));
   }
   showNumbers({}, null);
+}
+
+/** Without LVSPEC there are no rounds and nothing to loosen, only speeds and the cache. */
+export function limitNumbers(hasLvspec) {
+  for (const tile of byId("numbers").children) tile.hidden = !hasLvspec && !ALWAYS.has(tile.dataset.key);
 }
 
 export function showNumbers(numbers, speedup) {

@@ -40,7 +40,8 @@ export class ServerWatch {
       this.known = found;
       if (isNew) this.#onCome(found);
       const kind = found.has_lvspec ? "LVSPEC" : "without LVSPEC";
-      this.#show(`${found.model} · ${kind} · ${found.url.replace(/^https?:\/\//, "")}`, "");
+      const model = found.model.split("/").slice(-2).join("/"); // owner/name, or the end of a path
+      this.#show(`${model} · ${kind} · ${found.url.replace(/^https?:\/\//, "")}`, "");
     } catch (error) {
       this.isGone = true;
       this.#show("No server", `${error.message} This page looks for it every few seconds.`);

@@ -3,6 +3,12 @@
     python examples/choices.py --video demo/clips/bounce.mp4
 
 Prints each choice's mean log-probability a token. Scores are the target's own, whatever may be loosened elsewhere.
+
+       -6.01  gray
+       -0.14  olive
+      -10.78  white
+      -12.03  blue
+    chosen: olive
 """
 
 import argparse

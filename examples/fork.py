@@ -2,7 +2,12 @@
 
     python examples/fork.py --video demo/clips/two-events.mp4
 
-The server reads the video once (the fork commits it to the radix cache) and answers all questions in one batch.
+The server reads the video once (the fork commits it to the radix cache) and answers all questions in one batch. Prints
+each answer with how many of its prompt's tokens were cached: all but the question, for the first, too.
+
+    > How many objects are there?
+    We see three figures: a red circle, a green ring and a blue bar.
+      80 of 91 prompt tokens cached
 """
 
 import argparse

@@ -2,7 +2,11 @@
 
     python examples/multi_turn.py --video demo/clips/bounce.mp4
 
-Prints each answer with how many of its prompt's tokens were cached.
+Prints each answer with how many of its prompt's tokens were cached:
+
+    > What color is the background?
+    It is a olive background.
+      105 of 120 prompt tokens cached
 """
 
 import argparse

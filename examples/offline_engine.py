@@ -3,7 +3,11 @@
     python examples/offline_engine.py --clips demo/clips/bounce.mp4 demo/clips/passing.mp4
 
 `make_server_args` takes SGLang's own names and LVSPEC's settings as `lvspec_NAME`. On a machine without a GPU the
-defaults below serve the demo pair on a CPU.
+defaults below serve the demo pair on a CPU; with one, add `--device cuda`. Prints each answer and what was loosened:
+
+    > demo/clips/bounce.mp4
+    The video shows two figures over a olive surface. The first is a small plain green triangle, and it glides ...
+      loose: 8 rounds, T = 7.62, loosened 11.6%
 """
 
 import argparse

@@ -4,6 +4,10 @@
 
 Asks a first question by the server's own rule and a second one strictly. T comes with `return_spec_tokens_details`;
 whole summaries and labels come with `return_meta_info`, in chats that are not streamed (docs/answers.md).
+
+    > How many objects are there? (strict)
+    We see two figures: a orange bar and a purple cross.
+      2 rounds, T = 6.00
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""What SGLang 0.5.23's front end does with a video, two images and choices: `python reproduce.py URL CLIP IMAGE`."""
+"""What SGLang 0.5.23's front end does with a video, two images, choices, errors: `reproduce.py URL CLIP IMAGE`."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 import warnings
 
 import sglang as sgl
@@ -32,6 +34,18 @@ def choose_unconditional(s):
     s += "One and one is" + sgl.select("answer", choices=[" two", " three"], choices_method=method)
 
 
+@sgl.function
+def ask_wrongly(s):
+    s += "One and one is" + sgl.gen("answer", temperature=-1)
+
+
+@sgl.function
+def fail_and_go_on(s):
+    s += sgl.image("no such file")
+    time.sleep(1)  # as long as any Python code between two lines of a program
+    s += "and"
+
+
 def show(name: str, state) -> None:
     error = state.error()
     print(f"{name}: {type(error).__name__ + ': ' + str(error)[:200] if error else state['answer']}")
@@ -46,8 +60,15 @@ def main() -> None:
     show("two images", ask_images.run(still, backend=backend))
     state = choose.run(backend=backend)
     rows = state.get_meta_info("answer")["input_token_logprobs"]
-    print(f"select: {[len(row) for row in rows]} tokens in the means, of which the prompt's are {rows[0][0]}")
+    print("select: tokens in the first choice's mean:", [row[2] for row in rows[0] if row[0]])
     show("select, unconditional", choose_unconditional.run(backend=backend))
+    show("refused", ask_wrongly.run(backend=backend))
+    show("refused, streamed", ask_wrongly.run(backend=backend, stream=True))
+    state = fail_and_go_on.run(backend=backend)
+    waiting = threading.Thread(target=state.error, daemon=True)
+    waiting.start()
+    waiting.join(10)
+    print("error() of a failed program:", "still waiting after 10 s" if waiting.is_alive() else "told")
 
 
 if __name__ == "__main__":

@@ -44,5 +44,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ConnectionError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))

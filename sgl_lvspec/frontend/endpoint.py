@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import http.client
 import json
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -50,12 +50,18 @@ class VideoEndpoint(RuntimeEndpoint):
         """Ask the server what it serves.
 
         Raises:
-            ConnectionError: nothing answers at the URL.
+            ConnectionError: nothing answers at the URL, or no SGLang server.
+            RuntimeError: it refuses, for want of the key.
             ValueError: its model has a chat format that is not known here, or it does not run LVSPEC and is asked to.
         """
         try:
             super().__init__(base_url.rstrip("/"), api_key, verify, chat_template_name="qwen2-vl")
-        except (urllib.error.URLError, OSError) as error:
+        except ValueError as error:
+            raise ConnectionError(
+                f"An SGLang server is needed at {base_url}; found something else: /get_model_info is no JSON object. "
+                "Name another URL."
+            ) from error
+        except (http.client.HTTPException, OSError) as error:  # urllib's own is an OSError
             raise ConnectionError(
                 f"A server is needed at {base_url}; found {getattr(error, 'reason', error)}. "
                 "Start one (make serve), or name another URL."
@@ -110,8 +116,10 @@ class VideoEndpoint(RuntimeEndpoint):
         data["text"] = texts if is_batch else texts[0]
         for kind in ("image", "video"):
             urls = [_url(path, encoded) for path, encoded in s.images_ if _kind(path) == kind]
-            if urls:
-                data[f"{kind}_data"] = [urls] * len(texts) if is_batch else urls
+            if urls and is_batch:  # SGLang gives one that stands alone to every prompt: choices send a video once
+                data[f"{kind}_data"] = urls[0] if len(urls) == 1 else [urls] * len(texts)
+            elif urls:
+                data[f"{kind}_data"] = urls
 
     def _with_video_tokens(self, s: StreamExecutor, text: str) -> str:
         """The prompt with a video's placeholder where the interpreter put an image's."""

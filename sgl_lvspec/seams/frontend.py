@@ -93,6 +93,15 @@ MEDIA = (
         _ENDPOINT,
         "a video of sglang.video is known by its first letters, and refused",
     ),
+    *(
+        Seam(
+            f"sglang.srt.managers.io_struct.GenerateReqInput._normalize_{kind}_data",
+            Contains(f"not isinstance(self.{kind}_data, list)", f"self.{kind}_data = {value} * num"),
+            _ENDPOINT,
+            "one medium beside several prompts belongs to each of them",
+        )
+        for kind, value in (("image", "[[self.image_data]]"), ("video", "[self.video_data]"))
+    ),
     Seam(f"{_EXECUTOR}.fork", Contains("exes[i].images_ = list(self.images_)"), _MEDIA, "forks keep the media"),
     Seam(_EXECUTOR, Has("images_ text_"), _ENDPOINT, "the state's media and text"),
     Seam("sglang.lang.ir.SglImage", Signature("(self, path)"), _MEDIA, "an image in a program"),

@@ -136,6 +136,27 @@ def test_what_the_server_refuses_is_said(strict: VideoEndpoint, paths: list[Path
     )
 
 
+def test_a_choice_about_several_media_is_scored_with_all_of_them(
+    strict: VideoEndpoint, plain_server: Server, videos: list[str], image: str, still: Path, paths: list[Path]
+) -> None:
+    @sgl.function
+    def program(s: Any, media: list[Any]) -> None:
+        s += sgl.user_begin()
+        for medium in media:
+            s += medium
+        s += COLOR + sgl.user_end()
+        s += sgl.assistant("It is a" + sgl.select("color", choices=[" gray", " olive"]))
+
+    state = program.run([still_image(still), *(video(path) for path in paths)], backend=strict)
+    prompt = chat(IMAGE + VIDEO * 2 + COLOR) + "It is a"
+    scores = []
+    for color in (" gray", " olive"):
+        request = payload(prompt + color, max_new_tokens=1, image_data=image, video_data=videos[:2])
+        answer = plain_server.generate({**request, "return_logprob": True, "logprob_start_len": 0})
+        scores.append(answer["meta_info"]["input_token_logprobs"][-1][0])
+    assert state.get_meta_info("color")["normalized_prompt_logprobs"] == pytest.approx(scores, abs=1e-3)
+
+
 def test_a_choice_is_the_one_that_hand_made_scoring_picks(
     strict: VideoEndpoint, plain_server: Server, tokenizer: Any, videos: list[str], paths: list[Path]
 ) -> None:

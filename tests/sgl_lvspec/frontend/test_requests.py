@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import socket
 import threading
@@ -108,6 +109,18 @@ def served(info: dict[str, Any] | None = None, key: str | None = None) -> Iterat
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """Any other web server."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, *_args: Any) -> None:
+        pass
 
 
 def run(write: Callable[[Any], None], **lvspec: Any) -> list[dict[str, Any]]:
@@ -340,6 +353,13 @@ class TestServer:
             with pytest.raises(ConnectionError, match=r"A server is needed at .*Start one"):
                 VideoEndpoint(f"http://127.0.0.1:{holder.getsockname()[1]}")
 
+    def test_somebody_else_there(self) -> None:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            with pytest.raises(ConnectionError, match=r"An SGLang server is needed at .* found something else"):
+                VideoEndpoint(f"http://127.0.0.1:{server.server_port}")
+            server.shutdown()
+
     def test_a_model_with_another_chat_format(self) -> None:
         with (
             served({**INFO, "architectures": ["LlavaQwenForCausalLM"]}) as (url, _),
@@ -387,7 +407,16 @@ class TestChoices:
         for body in asked:
             texts = body["text"] if isinstance(body["text"], list) else [body["text"]]
             assert all(text.startswith(VIDEO) for text in texts)
-            assert body["video_data"] == ([[FIRST]] * len(texts) if isinstance(body["text"], list) else [FIRST])
+            assert body["video_data"] == (FIRST if isinstance(body["text"], list) else [FIRST]), "sent once"
+
+    def test_choices_about_several_videos_have_all_of_them(self) -> None:
+        def write(s: Any) -> None:
+            s += image(STILL) + video(FIRST) + video(SECOND) + "The ring is"
+            s += sgl.select("choice", choices=[" red", " green"])
+
+        alone, scored = run(write)
+        assert (alone["image_data"], alone["video_data"]) == ([STILL], [FIRST, SECOND])
+        assert (scored["image_data"], scored["video_data"]) == (STILL, [[FIRST, SECOND]] * 3)
 
     def test_a_choice_that_joins_the_prompts_last_token_is_scored_from_there(self) -> None:
         """`gr` + `een` is one token with some prompts."""

@@ -105,7 +105,7 @@ class ChatFormat:
         return text.add(ids) if not ids else [*text.add(ids[:-1]), *text.add(ids[-1:], is_last=True)]
 
     def word(self, token: int) -> str:
-        """A single token as a person reads it: special ones by name."""
+        """A single token as a person reads it: special ones by name, part of a character as UNFINISHED."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

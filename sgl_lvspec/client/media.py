@@ -6,6 +6,7 @@ import base64
 import mimetypes
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 Kind = Literal["video", "image"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
@@ -26,13 +27,16 @@ def kind_of(source: str) -> Kind:
         if declared in ("video", "image"):
             return declared  # type: ignore[return-value]
         raise ValueError(f"A data: URL must hold a video or an image; found {source[:40]!r}. Name its type.")
-    path = source.partition("?")[0] if source.startswith(URLS) else source
+    path = urlsplit(source).path if source.startswith(URLS) else source
     suffix = Path(path).suffix.lower()
     for kind, suffixes in SUFFIXES.items():
         if suffix in suffixes:
             return kind
     known = ", ".join(end for suffixes in SUFFIXES.values() for end in suffixes)
-    raise ValueError(f"A video or image file must end in one of {known}; found {source}. Convert or rename it.")
+    raise ValueError(
+        f"A video or image must end in one of {known}; found {source[:200]}. Convert or rename a file; say of a "
+        "URL what it holds."
+    )
 
 
 def media_url(source: str) -> str:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 DEFAULT_QUESTIONS = {"video": "Describe the video in detail.", "image": "Describe the image."}
 ALGORITHM = "LVSPEC"  # as flags.ALGORITHM, which imports SGLang
+OWN_FLAGS = {
+    "preset": "Use --preset.",
+    "relaxation": "Use --relaxation.",
+    "labels": "Explaining needs them; leave it out.",
+}
 API_KEY_VARIABLE = "LVSPEC_API_KEY"
 
 
@@ -29,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("media", metavar="CLIP", help="a video or image: file, http(s) URL or data: URL")
     parser.add_argument("question", nargs="?", help=f'default: "{DEFAULT_QUESTIONS["video"]}"')
+    parser.add_argument("--kind", choices=("video", "image"), help="what a URL holds whose ending does not tell")
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="where the server is (default %(default)s)")
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), help="preset of the request; without it, what the server does by itself"
@@ -76,7 +82,7 @@ async def _explain(options: argparse.Namespace) -> None:
     from sgl_lvspec.explain.screen import Screen
 
     settings = read_settings(options)
-    kind, url = kind_of(options.media), media_url(options.media)
+    kind, url = options.kind or kind_of(options.media), media_url(options.media)
     server = Server(options.url, options.api_key or os.environ.get(API_KEY_VARIABLE))
     about = await server.about()
     runs = about.get("speculative_algorithm")
@@ -106,7 +112,7 @@ async def _explain(options: argparse.Namespace) -> None:
 
     if options.json:
         asked = await ask(settings, nothing)
-        strict = None if options.no_strict else await ask({"mode": "strict"}, nothing)
+        strict = None if options.no_strict or asked.is_strict else await ask({"mode": "strict"}, nothing)
         print(json.dumps({"question": question, "asked": as_json(asked), "strict": strict and as_json(strict)}))
         return
     screen = Screen(options.color)
@@ -128,6 +134,8 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = given.partition("=")
         if not (name and equals):
             raise ValueError(f"--set must read NAME=VALUE; found {given!r}. Write for example --set floor=0.01.")
+        if name.strip() in OWN_FLAGS:
+            raise ValueError(f"--set must not name {name.strip()}; found {given!r}. {OWN_FLAGS[name.strip()]}")
         try:
             settings[name.strip()] = json.loads(value)
         except ValueError:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgl_lvspec.client.answer import Answer, Token
+from sgl_lvspec.client.token_text import UNFINISHED
 from sgl_lvspec.client.word_diff import word_diff
 
 # A style never stands alone: loosened tokens carry a number, differences have brackets.
@@ -28,7 +29,9 @@ class Screen:
 
     def __init__(self, color: str = "auto", console: Console | None = None) -> None:
         self.console = console or Console(
-            force_terminal=True if color == "always" else None, no_color=color == "never", highlight=False
+            force_terminal={"always": True, "never": False}.get(color),
+            color_system=None if color == "never" else "auto",
+            highlight=False,
         )
         self._num_loosened = 0
 
@@ -45,9 +48,16 @@ class Screen:
         self.console.print(_styled(token, self._num_loosened), end="", soft_wrap=True)
 
     def explained(self, answer: Answer) -> None:
-        """Behind the answer: the legend with counts, the numbers, the table."""
+        """Behind the answer: how it ended, the legend with counts, the numbers, the table.
+
+        Raises:
+            ValueError: the server said nothing of the answer.
+        """
         self.console.print("\n")
-        assert answer.summary is not None
+        if answer.summary is None:
+            raise ValueError(f"An answer must come with its numbers; found none ({ending(answer) or 'no token'}).")
+        if cut := ending(answer):
+            self.console.print(f"  {cut}\n", style="bold")
         counts = {**answer.summary["accepted"], "bonus": answer.summary["bonus"]}
         for label, count in counts.items():
             self.console.print(Text.assemble(f"  {count:4d} ", (label, STYLES[label]), f"  {MEANING[label]}"))
@@ -69,12 +79,21 @@ class Screen:
         else:
             self.console.print("  [-strict alone-] {+this answer alone+}\n", markup=False)
             self.console.print(_diff(strict.text, asked.text))
+        if cut := ending(asked) or ending(strict):
+            self.console.print(f"\n  {cut}: what stands at the end of one may have been left out of the other")
         if asked.tokens_per_s and strict.tokens_per_s:
             ratio = asked.tokens_per_s / strict.tokens_per_s
             self.console.print(
                 f"\n  {asked.tokens_per_s:.1f} tokens/s against {strict.tokens_per_s:.1f}: {ratio:.2f} times as fast "
                 "behind the first token, one answer each"
             )
+
+
+def ending(answer: Answer) -> str | None:
+    """What a person should know of how an answer ended; None where it said all that it had to say."""
+    if answer.finish_reason == "stop":
+        return None
+    return "cut off at --max-tokens" if answer.finish_reason == "length" else "broken off by the server"
 
 
 def numbers(answer: Answer) -> list[str]:
@@ -120,7 +139,7 @@ def _table(rows: Iterable[tuple[int, str, Token]]) -> Table:
             str(number),
             str(position),
             Text(token.label, style=STYLES[token.label]),
-            Text(before.replace("\n", "⏎")),
+            Text(_harmless(before).replace("\n", "⏎")),
             Text(_visible(token.text), style=STYLES[token.label]),
             Text(_visible(token.choice or "")),
             "" if token.relevance is None else f"{token.relevance:.3f}",
@@ -130,22 +149,29 @@ def _table(rows: Iterable[tuple[int, str, Token]]) -> Table:
 
 
 def _styled(token: Token, number: int) -> Text:
-    text = Text(token.text, style=STYLES.get(token.label or "", ""))
+    text = Text(_harmless(token.text), style=STYLES.get(token.label or "", ""))
     return text.append(f"[{number}]", style="bold yellow") if token.is_loosened else text
 
 
 def _visible(text: str) -> str:
     """A token with its blanks to be seen."""
-    return text.replace(" ", "␣").replace("\n", "⏎") or "(end of a character)"
+    if text in ("", UNFINISHED):
+        return "(part of a character)"
+    return _harmless(text).replace(" ", "␣").replace("\n", "⏎")
+
+
+def _harmless(text: str) -> str:
+    """Without what a terminal would take for a command: a model may write any character."""
+    return "".join(char if char in "\n\t" or char.isprintable() else UNFINISHED for char in text)
 
 
 def _diff(strict: str, asked: str) -> Text:
     shown = Text()
     for where, text in word_diff(strict, asked):
         if where == "same":
-            shown.append(text)
+            shown.append(_harmless(text))
         elif where == "first":
-            shown.append(f"[-{text}-]", style="red")
+            shown.append(f"[-{_harmless(text)}-]", style="red")
         else:
-            shown.append(f"{{+{text}+}}", style="green")
+            shown.append(f"{{+{_harmless(text)}+}}", style="green")
     return shown

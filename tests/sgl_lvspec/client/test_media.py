@@ -14,7 +14,7 @@ from sgl_lvspec.client.media import kind_of, media_url
     ("source", "kind"),
     [
         ("clip.mp4", "video"), ("CLIP.MOV", "video"), ("a.b/still.PNG", "image"),
-        ("https://x.org/v.webm?t=1.png", "video"),
+        ("https://x.org/v.webm?t=1.png#t=3", "video"),
         ("data:video/mp4;base64,AAAA", "video"), ("data:image/png;base64,AAAA", "image"),
     ],
 )  # fmt: skip

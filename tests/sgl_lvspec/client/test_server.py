@@ -74,11 +74,34 @@ def test_nobody_there_is_said_with_what_to_do() -> None:
 
 
 def test_about_joins_both_pages_and_refuses_what_is_no_sglang() -> None:
-    with fake_sglang(Script(about={"tokenizer_path": "folder", "model_path": "other"})) as url:
-        assert asyncio.run(Server(url).about()) == {"tokenizer_path": "folder", "model_path": "other"}
-    for page in (b"<html></html>", b"[1"):
+    about = {"tokenizer_path": "folder", "served_model_name": "name", "model_path": "other"}
+    with fake_sglang(Script(about=about)) as url:
+        assert asyncio.run(Server(url).about()) == about
+    for page in (b"<html></html>", b"[1", b"[]", b'{"tokenizer_path": "folder"}'):
         with fake_sglang(Script(about=page)) as url, pytest.raises(ServerError, match="An SGLang server is needed"):
             asyncio.run(Server(url).about())
+
+
+@pytest.mark.parametrize("piece", [b"data: {broken\n\n", b"data: [1]\n\n"])
+def test_pieces_that_are_no_chunks(piece: bytes) -> None:
+    assert "An SGLang server is needed" in str(refusal(Script([piece])))
+
+
+def test_a_server_that_says_nothing_of_itself_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgl_lvspec.client.server.ABOUT_S", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ServerError, match=r"A server is needed at .*; found (.*imeout|no answer in time)"):
+            asyncio.run(Server(f"http://127.0.0.1:{silent.getsockname()[1]}").about())
+
+
+def test_user_and_password_of_a_url_are_not_shown() -> None:
+    server = Server("http://user:s3cret@127.0.0.1:9/base")
+    assert server.shown == "http://127.0.0.1:9/base"
+    with pytest.raises(ServerError) as error:
+        asyncio.run(server.about())
+    assert "s3cret" not in str(error.value)
 
 
 def test_the_key_is_sent_and_never_shown() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sgl_lvspec.cli import main
+from sgl_lvspec.client.answer import Token
 from sgl_lvspec.client.chat import ChatFormat
+from sgl_lvspec.explain.screen import Screen
 from tests.sgl_lvspec.client.fake_sglang import ABOUT, Script, chunk, fake_sglang
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,6 +89,41 @@ def test_colours_on_request(words: list[int], capsys: pytest.CaptureFixture[str]
     assert "\x1b[4;33m" in capsys.readouterr().out
 
 
+def test_no_colours_on_request(words: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(loose_script(words), "--no-strict", "--color", "never") == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_cut_answer_is_said_to_be_one(words: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    script = loose_script(words)
+    script.chunks = [*script.chunks[:-1], chunk(words, ("b" + "mf" * 20)[: len(words)], finish="length")]
+    assert explain(script) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("cut off at --max-tokens") == 2, "behind the answer and behind the comparison"
+
+
+def test_an_answer_without_a_token(words: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    script = Script([chunk([], finish="abort")], about=ABOUT_DEMO)
+    assert explain(script) == 1
+    assert "must come with its numbers; found none (broken off by the server)" in capsys.readouterr().err
+
+
+def test_what_a_model_writes_is_no_command_to_the_terminal() -> None:
+    sink = io.StringIO()
+    screen = Screen(console=Console(file=sink, force_terminal=True, width=100))
+    screen.token(Token(1, "a\x1b[31mb\x07\n", "match"))
+    assert "\x1b[31m" not in sink.getvalue() and "\x07" not in sink.getvalue()
+    assert "a\ufffd[31mb\ufffd\n" in sink.getvalue()
+
+
+def test_a_strict_answer_is_not_asked_for_twice(words: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    last = chunk(words, "b" * len(words), finish="stop")
+    last["meta_info"]["lvspec"]["mode"] = "strict"
+    script = Script([last], about=ABOUT_DEMO)
+    assert explain(script, "--json") == 0
+    assert len(script.asked) == 1 and json.loads(capsys.readouterr().out)["strict"] is None
+
+
 def test_json_holds_what_the_screen_shows(words: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     assert explain(loose_script(words), "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -100,11 +139,12 @@ def test_json_holds_what_the_screen_shows(words: list[int], capsys: pytest.Captu
     [
         (Script(about={**ABOUT_DEMO, "speculative_algorithm": None}), (), "needs a server that runs LVSPEC; found"),
         (Script(about=ABOUT_DEMO), ("--set", "floor"), "--set must read NAME=VALUE; found 'floor'"),
+        (Script(about=ABOUT_DEMO), ("--set", "labels=false"), "--set must not name labels"),
         (Script(about=ABOUT), (), "The server's tokenizer is needed here, too; found none at none"),
         (Script(status=400, body=b'{"error": {"message": "strict server"}}', about=ABOUT_DEMO), (), "strict server"),
         (Script(about=ABOUT_DEMO, api_key="k"), (), "Name the server's API key"),
     ],
-    ids=["no LVSPEC", "setting", "tokenizer", "refused", "key"],
+    ids=["no LVSPEC", "setting", "labels", "tokenizer", "refused", "key"],
 )
 def test_what_cannot_be_explained(
     script: Script, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]

@@ -57,7 +57,7 @@ def build(target: Target, options: Options) -> ASGIApp:
     async def server(fresh: bool = False) -> dict[str, Any]:
         known = await target.known(fresh=fresh)
         return {
-            "url": target.server.url,
+            "url": target.server.shown,
             "model": known.model,
             "algorithm": known.algorithm,
             "has_lvspec": known.has_lvspec,

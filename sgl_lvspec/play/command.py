@@ -92,7 +92,7 @@ def _play(options: argparse.Namespace) -> None:
         )
         algorithm = "LVSPEC" if known.has_lvspec else f"without LVSPEC (speculation: {known.algorithm})"
         address = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"server     {known.model} at {server.url}, {algorithm}")
+        print(f"server     {known.model} at {server.shown}, {algorithm}")
         print(f"page       http://{address}:{listener.getsockname()[1]}")
         if options.host not in LOOPBACK:
             print("note       whoever reaches this address can ask the server through it, and see the clips")

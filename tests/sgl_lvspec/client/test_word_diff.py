@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -32,7 +33,7 @@ def test_each_answer_can_be_read_off(most_pairs: int, first: str, second: str) -
     assert "".join(text for where, text in parts if where != "second") == first
     assert "".join(text for where, text in parts if where != "first") == second
     assert all(text for _, text in parts)
-    assert all(one.where != other.where for one, other in zip(parts, parts[1:], strict=False))
+    assert all(one.where != other.where for one, other in itertools.pairwise(parts))
 
 
 def test_frequent_words_are_words() -> None:

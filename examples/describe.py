@@ -28,9 +28,8 @@ def main() -> None:
     parser.add_argument("--video", default="demo/clips/two-events.mp4")
     options = parser.parse_args()
     server = VideoEndpoint(options.url)
-    clip = video(
-        options.video
-    )  # made here: a streamed program runs in a thread, where nobody is told of a missing file
+    # Made here: a streamed program runs in a thread, where nobody is told of a missing file.
+    clip = video(options.video)
 
     for mode in ("loose", "strict"):  # a server with the preset strict refuses the loose one
         state = describe.run(clip, backend=server.asking(mode=mode), stream=True)
@@ -39,7 +38,10 @@ def main() -> None:
         if state.error():
             sys.exit(f"{mode}: {state.error()}")
         told = state.get_meta_info("answer")["lvspec"]
-        print(f"\n  {told['mode']}: {told['rounds']} rounds, T = {told['T']:.2f}, loosened {told['divergence']:.1%}\n")
+        print(
+            drafts, loosened = told["T"] or 0, told["divergence"] or 0  # null without a round, without a token
+            print(f"\n  {told['mode']}: {told['rounds']} rounds, T = {drafts:.2f}, loosened {loosened:.1%}\n")
+        )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Rule:
     """When a drafted token may be committed that the target did not choose itself.
 
     Attributes:
-        relaxation: λ, the share of drafted tokens that count as fillers, [0, 1]. At 0 nothing is loosened.
+        relaxation: λ, the share of mismatches that count as fillers, [0, 1]. At 0 nothing is loosened.
         floor: least probability that the target gives a filler, [0, 1]; a shifted word has none.
         window: positions that a word may be apart and still be the same word, 0..16; 0 accepts no shifted word.
         shift: where the word is looked for. `draft`: the target's choice t_i among d_{i-w}..d_{i+w}; `target`: the

@@ -105,7 +105,12 @@ def build(target: Target, options: Options) -> ASGIApp:
     def limit_of(path: str) -> int:
         return options.max_upload_bytes if path == UPLOADS else MAX_JSON_BYTES
 
-    return Gate(app, limit_of=limit_of, **gate_options(options.host, options.allowed_hosts))
+    def remedy_of(path: str) -> str:
+        if path == UPLOADS:
+            return "Send something smaller, or raise --max-upload-mb of lvspec play."
+        return "Begin a new conversation."
+
+    return Gate(app, limit_of=limit_of, remedy_of=remedy_of, **gate_options(options.host, options.allowed_hosts))
 
 
 def _refusals(app: FastAPI) -> None:

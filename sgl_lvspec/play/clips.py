@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import mimetypes
 import re
 import secrets
@@ -92,9 +93,10 @@ class Clips:
         Raises:
             UnknownClipError: there is none of this id.
         """
-        if name in self._uploads:
-            self._uploads.move_to_end(name)
-            upload = self._uploads[name]
+        upload = self._uploads.get(name)  # at once: another thread may make room
+        if upload is not None:
+            with contextlib.suppress(KeyError):
+                self._uploads.move_to_end(name)
             return Medium(upload.kind, f"data:{upload.mime};base64,{base64.b64encode(upload.content).decode()}")
         path = str(self.file(name))
         return Medium(kind_of(path), media_url(path))

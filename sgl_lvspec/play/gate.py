@@ -38,16 +38,23 @@ class Gate:
         hosts: names that the companion is reached by.
         takes_addresses: whether any IP address will do, too: nobody can rebind one, and a companion that listens on all
             of a machine's addresses cannot tell which of them somebody uses.
-        limit_of: the longest body in bytes that a path takes.
+        limit_of: the longest body in bytes that a path takes; `remedy_of`: what to do about a longer one.
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Collection[str], takes_addresses: bool, limit_of: Callable[[str], int]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str],
+        takes_addresses: bool,
+        limit_of: Callable[[str], int],
+        remedy_of: Callable[[str], str],
     ) -> None:
         self._app = app
         self._hosts = {name.lower() for name in hosts}
         self._takes_addresses = takes_addresses
         self._limit_of = limit_of
+        self._remedy_of = remedy_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -97,8 +104,7 @@ class Gate:
         limit = self._limit_of(path)
         if int(declared) > limit:
             return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, (
-                f"At most {in_mb(limit)} can be sent here; found {in_mb(int(declared))}. "
-                "Send something smaller, or raise --max-upload-mb of lvspec play."
+                f"At most {in_mb(limit)} can be sent here; found {in_mb(int(declared))}. {self._remedy_of(path)}"
             )
         return None
 

@@ -11,6 +11,7 @@ from sgl_lvspec.play.clips import Clips
 from sgl_lvspec.presets import LOOSE_PRESETS
 
 MAX_TURNS = 100
+MAX_CLIPS = 4  # each is sent to the server with every question, of up to the largest upload
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 
 
@@ -40,7 +41,7 @@ class Question(_Strict):
     mode: Literal["strict", "loose", "plain"]
     preset: str | None = Field(default=None, pattern=f"^({'|'.join(LOOSE_PRESETS)})$")
     relaxation: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int = Field(default=256, ge=1, le=8192)
+    max_tokens: int = Field(default=256, ge=1)  # the companion has a limit of its own
 
     def settings(self, *, has_lvspec: bool) -> dict[str, Any] | None:
         """`custom_params["lvspec"]` of the request; None for a server without LVSPEC.
@@ -64,12 +65,17 @@ class Question(_Strict):
         return {**chosen, "labels": True}
 
     def conversation(self, clips: Clips) -> list[Turn]:
-        """The turns with their media; reads files.
+        """The turns with their media; reads files. A clip that several turns name is read and encoded once.
 
         Raises:
             UnknownClipError: a clip that is not there any more.
+            ValueError: more clips than one conversation may hold in memory.
         """
-        return [Turn(turn.text, (clips.medium(turn.clip),) if turn.clip else (), turn.answer) for turn in self.turns]
+        names = dict.fromkeys(turn.clip for turn in self.turns if turn.clip)
+        if len(names) > MAX_CLIPS or sum(turn.clip is not None for turn in self.turns) > MAX_CLIPS:
+            raise ValueError(f"A conversation can be about {MAX_CLIPS} clips at most; found more. Begin a new one.")
+        media = {name: clips.medium(name) for name in names}
+        return [Turn(turn.text, (media[turn.clip],) if turn.clip else (), turn.answer) for turn in self.turns]
 
 
 class Comparison(_Strict):

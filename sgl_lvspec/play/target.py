@@ -58,6 +58,8 @@ class Target:
             ServerError: nothing does.
             ValueError: its tokenizer is not to be had here.
         """
+        if self._known is not None and not fresh:
+            return self._known  # a server that is slow to tell of itself keeps nobody from asking
         async with self._one_at_a_time:
             if self._known is None or fresh:
                 try:
@@ -70,7 +72,7 @@ class Target:
 
     async def _learn(self) -> None:
         about = await self.server.about()
-        # The time is that of the start; a server of the same models may have come back with another preset.
+        # A server of the same models may have come back with another preset: SGLang draws a seed at each start.
         names = ("model_path", "tokenizer_path", "speculative_algorithm", "launch_command", "random_seed")
         identity = tuple(str(about.get(name)) for name in names)
         if self._known is not None and self._known.identity == identity:

@@ -54,7 +54,7 @@ class RequestRule:
         rule: numbers for the request's row; the preset `strict` for a strict request.
         name: name of the rule: a preset, or "custom" where single values were changed.
         strict_reason: why the request is strict, one of STRICT_REASONS; None for a loose one.
-        wants_labels: whether the answer carries a label and a relevance for each token.
+        wants_labels: whether the answer carries lists with an entry for each token.
     """
 
     rule: Rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +112,21 @@ def test_a_changed_preset_is_called_custom() -> None:
     assert name_of(PRESETS["paper"], "paper") == "paper"
     assert name_of(dataclasses.replace(PRESETS["paper"], window=2), "paper") == "custom"
     assert name_of(dataclasses.replace(PRESETS["paper"], window=3), "paper") == "paper"
+
+
+def test_the_page_of_what_is_lossless_has_the_presets_numbers() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "lossless.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    head = next(i for i, row in enumerate(rows) if row[1:] == ["`conservative`", "`balanced`", "`paper`"])
+    shown = {row[0].split(":")[0].split(",")[0]: row[1:] for row in rows[head + 1 :]}
+    rules = [PRESETS[name] for name in ("conservative", "balanced", "paper")]
+    assert shown["λ"] == [f"{rule.relaxation:g}" for rule in rules]
+    assert shown["least probability that the target gives a filler"] == [
+        f"{r.floor:g}" if r.floor else "none" for r in rules
+    ]
+    assert shown["loosened tokens"] == [
+        f"{r.max_share:.0%}".replace("%", " %") if r.max_share < 1 else "no limit" for r in rules
+    ]
+    assert shown["loosened tokens in a row"] == [str(r.max_run) if r.max_run else "no limit" for r in rules]
+    assert shown["tokens with a digit"] == ["never loosened" if r.protect_digits else "may be" for r in rules]
+    assert shown["the same word"] == [str(r.window) for r in rules]

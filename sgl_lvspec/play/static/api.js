@@ -34,27 +34,27 @@ const asJson = (body) => ({
 
 /** What is known of the SGLang server; `fresh` looks whether it is still there. */
 export async function serverNow(fresh = false) {
-  return (await reached(`/api/server${fresh ? "?fresh=true" : ""}`)).json();
+  return (await reached(`api/server${fresh ? "?fresh=true" : ""}`)).json();
 }
 
 export async function sampleClips() {
-  return (await reached("/api/clips")).json();
+  return (await reached("api/clips")).json();
 }
 
 /** Sends a file and returns the id that it is asked about by. */
 export async function upload(file, type) {
-  const reply = await reached("/api/uploads", { method: "POST", headers: { "Content-Type": type }, body: file });
+  const reply = await reached("api/uploads", { method: "POST", headers: { "Content-Type": type }, body: file });
   return (await reply.json()).id;
 }
 
 /** Parts of two answers in reading order: where is same, strict or loose. */
 export async function difference(strict, loose) {
-  return (await reached("/api/diff", asJson({ strict, loose }))).json();
+  return (await reached("api/diff", asJson({ strict, loose }))).json();
 }
 
 /** Events of an answer as they come; aborting the signal ends the request at the server, too. */
 export async function* ask(question, signal) {
-  const reply = await reached("/api/ask", { ...asJson(question), signal });
+  const reply = await reached("api/ask", { ...asJson(question), signal });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
@@ -68,5 +68,7 @@ export async function* ask(question, signal) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal(GONE);
+  } finally {
+    reader.cancel().catch(() => {}); // whoever stops reading ends the request at the server
   }
 }

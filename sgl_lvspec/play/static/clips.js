@@ -41,7 +41,7 @@ export class ClipPicker {
     }
     for (const { id, mime } of samples) {
       const name = id.replace(/\.[^.]+$/, "");
-      this.#offer({ id, name, kind: mime.split("/")[0], url: `/api/clips/${encodeURIComponent(id)}`, file: null });
+      this.#offer({ id, name, kind: mime.split("/")[0], url: `api/clips/${encodeURIComponent(id)}`, file: null });
     }
     this.#offer({ id: null, name: "no clip", kind: "none", url: null, file: null });
     const trouble = byId("clip-note").textContent;

@@ -29,7 +29,7 @@ export class Comparison {
     );
   }
 
-  /** Both answers: {text, numbers}. */
+  /** Both answers: {text, numbers, finish}. */
   async show(strict, loose) {
     this.heads.strict.textContent = speed(strict.numbers);
     this.heads.loose.textContent = speed(loose.numbers);
@@ -48,7 +48,9 @@ export class Comparison {
     const strictAlready = loose.numbers.strict_reason
       ? ` The server answered strictly both times: ${loose.numbers.strict_reason}.`
       : "";
-    this.verdict.textContent = `${differ} ${faster}${strictAlready}`;
+    const isCut = [strict, loose].some((answer) => answer.finish && answer.finish !== "stop");
+    const cut = isCut ? " An answer was cut off: what stands at the end of one may be missing from the other." : "";
+    this.verdict.textContent = `${differ} ${faster}${strictAlready}${cut}`;
   }
 
   fail(message) {

@@ -101,10 +101,11 @@ export class TurnView {
         onEvent: (event) => {
           for (const token of event.tokens ?? []) other.text += token.text;
           other.numbers = event.numbers;
+          other.finish = event.finish_reason;
           card[question.mode].textContent = other.text;
         },
       });
-      const ours = { text: this.view.text, numbers: this.numbers };
+      const ours = { text: this.view.text, numbers: this.numbers, finish: this.finish };
       const [strict, loose] = question.mode === "strict" ? [other, ours] : [ours, other];
       await card.show(strict, loose);
       this.speedup = speedup(strict.numbers, loose.numbers);

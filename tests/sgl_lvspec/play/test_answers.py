@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from sgl_lvspec.client.chat import ChatFormat
+from sgl_lvspec.play.clips import Clips
+from sgl_lvspec.play.question import MAX_CLIPS
 from tests.sgl_lvspec.client.fake_sglang import Script, chunk
 from tests.sgl_lvspec.play.companion import ABOUT_DEMO, TARGET, beside, companion, events, question
 
@@ -96,10 +98,27 @@ def test_a_conversation_keeps_its_turns_and_reads_the_clip_once(chat: ChatFormat
     assert text.endswith("<|im_start|>assistant\n")
 
 
+def test_a_clip_of_several_turns_is_encoded_once_and_clips_are_few(
+    words: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question of a few kB must not fill the memory with copies of a large upload."""
+    read: list[str] = []
+    medium = Clips.medium
+    monkeypatch.setattr(Clips, "medium", lambda self, name: read.append(name) or medium(self, name))
+    turns = [{"text": "Again?", "clip": "bounce.mp4", "answer": "Yes."} for _ in range(MAX_CLIPS)]
+    served = script(words)
+    with companion(served) as client:
+        events(client, {"turns": [*turns[1:], {**turns[0], "answer": None}], "mode": "strict"})
+        reply = client.post("/api/ask", json={"turns": [*turns, {**turns[0], "answer": None}], "mode": "strict"})
+    assert read == ["bounce.mp4"]
+    assert len(asked(served)[0]["video_data"]) == MAX_CLIPS
+    assert reply.status_code == 400 and "Begin a new one" in reply.json()["error"]
+
+
 def test_an_answer_is_no_longer_than_the_companion_allows(words: list[int]) -> None:
     served = script(words)
     with companion(served, max_tokens=30) as client:
-        events(client, question(max_tokens=4000))
+        events(client, question(max_tokens=40_000))
         assert client.get("/api/server").json()["max_tokens"] == 30
     assert asked(served)[0]["sampling_params"]["max_new_tokens"] == 30
 

@@ -26,12 +26,18 @@ def test_no_script_and_no_style_stand_in_the_markup() -> None:
 
 
 def test_what_the_page_loads_is_there() -> None:
-    named = re.findall(r'(?:src|href)="/static/([^"]+)"', HTML)
+    named = re.findall(r'(?:src|href)="static/([^"]+)"', HTML)
     assert len(named) >= 4
     for script in STATIC.glob("*.js"):
         named += re.findall(r'from "\./([^"]+)"', script.read_text())
     assert {name for name in named if not (STATIC / name).is_file()} == set()
     assert {file.name for file in FILES} - {"index.html"} == set(named), "and nothing else is shipped"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_page_may_stand_under_any_path(file: Path) -> None:
+    """Behind a proxy that gives it a folder of its own."""
+    assert not re.search(r"""["'`]/(static|api)/""", file.read_text())
 
 
 def test_every_element_that_a_script_looks_up_is_in_the_markup() -> None:

@@ -38,10 +38,8 @@ def main() -> None:
         if state.error():
             sys.exit(f"{mode}: {state.error()}")
         told = state.get_meta_info("answer")["lvspec"]
-        print(
-            drafts, loosened = told["T"] or 0, told["divergence"] or 0  # null without a round, without a token
-            print(f"\n  {told['mode']}: {told['rounds']} rounds, T = {drafts:.2f}, loosened {loosened:.1%}\n")
-        )
+        drafts, loosened = told["T"] or 0, told["divergence"] or 0  # null without a round, without a token
+        print(f"\n  {told['mode']}: {told['rounds']} rounds, T = {drafts:.2f}, loosened {loosened:.1%}\n")
 
 
 if __name__ == "__main__":

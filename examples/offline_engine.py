@@ -61,10 +61,8 @@ def main() -> None:
     for clip, answer in zip(options.clips, answers, strict=True):
         told = answer["meta_info"]["lvspec"]
         print(f"> {clip}\n{answer['text']}")
-        print(
-            drafts, loosened = told["T"] or 0, told["divergence"] or 0  # null without a round, without a token
-            print(f"  {told['mode']}: {told['rounds']} rounds, T = {drafts:.2f}, loosened {loosened:.1%}\n")
-        )
+        drafts, loosened = told["T"] or 0, told["divergence"] or 0  # null without a round, without a token
+        print(f"  {told['mode']}: {told['rounds']} rounds, T = {drafts:.2f}, loosened {loosened:.1%}\n")
 
 
 if __name__ == "__main__":  # SGLang starts processes that import this file

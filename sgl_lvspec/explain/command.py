@@ -9,25 +9,23 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sgl_lvspec.client.options import ALGORITHM, add_server_arguments, api_key_of
 from sgl_lvspec.presets import PRESETS
 
 if TYPE_CHECKING:
     from sgl_lvspec.client.answer import Answer, Token
 
 DEFAULT_QUESTIONS = {"video": "Describe the video in detail.", "image": "Describe the image."}
-ALGORITHM = "LVSPEC"  # as flags.ALGORITHM, which imports SGLang
 OWN_FLAGS = {
     "preset": "Use --preset.",
     "relaxation": "Use --relaxation.",
     "labels": "Explaining needs them; leave it out.",
 }
-API_KEY_VARIABLE = "LVSPEC_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("media", metavar="CLIP", help="a video or image: file, http(s) URL or data: URL")
     parser.add_argument("question", nargs="?", help=f'default: "{DEFAULT_QUESTIONS["video"]}"')
     parser.add_argument("--kind", choices=("video", "image"), help="what a URL holds whose ending does not tell")
-    parser.add_argument("--url", default="http://127.0.0.1:30000", help="where the server is (default %(default)s)")
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), help="preset of the request; without it, what the server does by itself"
     )
@@ -48,15 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-strict", action="store_true", help="leave out the strict answer to compare with")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
-    parser.add_argument(
-        "--tokenizer-path", metavar="FOLDER", help="the target's tokenizer, where the server's own path is not valid"
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="as for the server, for a tokenizer that needs it"
-    )
-    parser.add_argument(
-        "--api-key", metavar="KEY", help=f"the server's API key; better in the environment, as {API_KEY_VARIABLE}"
-    )
+    add_server_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +72,7 @@ async def _explain(options: argparse.Namespace) -> None:
 
     settings = read_settings(options)
     kind, url = options.kind or kind_of(options.media), media_url(options.media)
-    server = Server(options.url, options.api_key or os.environ.get(API_KEY_VARIABLE))
+    server = Server(options.url, api_key_of(options))
     about = await server.about()
     runs = about.get("speculative_algorithm")
     if runs != ALGORITHM:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.chat_template import ChatTemplate, get_chat_template
 
+from sgl_lvspec.client.options import ALGORITHM
+from sgl_lvspec.client.server import said_by
 from sgl_lvspec.frontend.media import Source
 from sgl_lvspec.frontend.scoring import decide
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from sglang.lang.choices import ChoicesDecision, ChoicesSamplingMethod
     from sglang.lang.interpreter import ProgramState, StreamExecutor
 
-ALGORITHM = "LVSPEC"
 VIDEO_TOKEN = "<|vision_start|><|video_pad|><|vision_end|>"
 STREAMED_ERROR = b'data: {"error":'  # how a stream begins that SGLang refuses
 PACKED_VIDEO = "video:"  # what `sglang.video` leaves where an image's base64 should be
@@ -209,15 +210,11 @@ def _raising(read: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[byt
 
 def _refusal(status: int, text: str) -> str:
     """The server's own sentence, out of `{"error": {"message": ...}}` and its like."""
-    said: Any = text.strip()
     try:
-        body = json.loads(text)
-        while isinstance(body, dict):
-            body = body.get("error") or body.get("message")
-        said = body or said
+        said = said_by(json.loads(text))
     except ValueError:
-        pass  # no JSON: the text itself
-    return f"The server refuses the request (HTTP {status}): {said}"
+        said = ""  # no JSON: the text itself
+    return f"The server refuses the request (HTTP {status}): {said or text.strip()}"
 
 
 def _kind(path: Any) -> str:

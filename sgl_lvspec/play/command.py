@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import sys
 from pathlib import Path
 
-DEFAULT_URL, DEFAULT_HOST, DEFAULT_PORT = "http://127.0.0.1:30000", "127.0.0.1", 8765
+from sgl_lvspec.client.options import add_server_arguments, api_key_of
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8765
 DEFAULT_UPLOAD_MB, DEFAULT_TOKENS = 64, 256
-API_KEY_VARIABLE = "LVSPEC_API_KEY"
 STOP_LIMIT_S = 2  # for answers that are being written when the companion ends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="where the SGLang server is (default %(default)s)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the page, 0: any (default %(default)s)")
     parser.add_argument(
         "--host", default=DEFAULT_HOST, help="address that the page is served on (default %(default)s: this machine)"
@@ -35,15 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, default=DEFAULT_TOKENS, metavar="N", help="longest answer (default %(default)s)"
     )
-    parser.add_argument(
-        "--tokenizer-path", metavar="FOLDER", help="the target's tokenizer, where the server's own path is not valid"
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="as for the server, for a tokenizer that needs it"
-    )
-    parser.add_argument(
-        "--api-key", metavar="KEY", help=f"the server's API key; better in the environment, as {API_KEY_VARIABLE}"
-    )
+    add_server_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,7 +67,7 @@ def _play(options: argparse.Namespace) -> None:
         _require_positive(flag, getattr(options, flag))
     if options.clips is not None and not options.clips.is_dir():
         raise ValueError(f"--clips must name a folder; found none at {options.clips}. Correct it or drop it.")
-    server = Server(options.url.rstrip("/"), options.api_key or os.environ.get(API_KEY_VARIABLE))
+    server = Server(options.url.rstrip("/"), api_key_of(options))
     target = Target(server, tokenizer_path=options.tokenizer_path, trust_remote_code=options.trust_remote_code)
     with listen(options.host, options.port) as listener:
         known = asyncio.run(target.known())

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_lvspec.client.chat import ChatFormat, Turn
+from sgl_lvspec.client.options import ALGORITHM
 from sgl_lvspec.client.server import Server, ServerError
 
-ALGORITHM = "LVSPEC"  # as flags.ALGORITHM, which imports SGLang
 PROBED_PRESET = "conservative"
 SETTINGS = "custom_params.lvspec"  # what every refusal of a request's settings names
 

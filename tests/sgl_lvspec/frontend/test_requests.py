@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import http.server
-import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,98 +14,7 @@ import pytest
 import sglang as sgl
 
 from sgl_lvspec.frontend import VideoEndpoint, asking, image, video
-
-VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
-IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-FIRST, SECOND, STILL = "data:video/mp4;base64,AAAA", "data:video/mp4;base64,BBBB", "data:image/png;base64,CCCC"
-QWEN = "Qwen2_5_VLForConditionalGeneration"
-INFO = {"model_path": "any", "architectures": [QWEN], "speculative_algorithm": "LVSPEC"}
-WORDS = ("The", " ring", " is", " red", " green", " gr", "een")  # ids are places in this list
-
-
-def logprob_of(token: int) -> float:
-    return -float(token)
-
-
-def tokens_of(text: str) -> list[int]:
-    """Ids of the words that the text ends with; what stands before counts as one token, id 99."""
-    for start in range(len(text) + 1):
-        rest, found = text[start:], list[int]()
-        while rest:
-            token = next((i for i, word in enumerate(WORDS) if rest.startswith(word)), None)
-            if token is None:
-                break
-            found.append(token)
-            rest = rest[len(WORDS[token]) :]
-        if not rest:
-            return [99] * bool(start) + found
-    raise AssertionError(text)
-
-
-def answer(body: dict[str, Any]) -> Any:
-    """As SGLang answers: a list for several prompts, and no log-probability for the first position asked for."""
-    prompts = body.get("text") if "text" in body else body["input_ids"]
-    is_batch = isinstance(prompts, list)
-    answers = []
-    for prompt in prompts if is_batch else [prompts]:
-        ids = tokens_of(prompt) if isinstance(prompt, str) else prompt
-        start = body.get("logprob_start_len", -1)
-        rows = [[None if i == start else logprob_of(ids[i]), ids[i], None] for i in range(max(0, start), len(ids))]
-        meta = {"prompt_tokens": len(ids), "output_token_logprobs": [], "cached_tokens": 0, "lvspec": {}}
-        answers.append({"text": "fine", "meta_info": {**meta, "input_token_logprobs": rows if start >= 0 else []}})
-    return answers if is_batch else answers[0]
-
-
-def refused(body: dict[str, Any]) -> bool:
-    """A stand-in's idea of a bad request."""
-    lvspec = (body["sampling_params"].get("custom_params") or {}).get("lvspec") or {}
-    return lvspec.get("mode", "strict") not in ("strict", "loose")
-
-
-REFUSAL = {"error": {"message": "mode must be one of strict, loose", "type": "invalid_request_error", "code": 400}}
-
-
-@contextmanager
-def served(info: dict[str, Any] | None = None, key: str | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(URL, bodies of /generate so far) of a stand-in for SGLang."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._send(info or INFO)
-
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            body = asked[-1]
-            if body.get("stream"):
-                chunks = [REFUSAL] if refused(body) else [{**answer(body), "text": "fine"[:end]} for end in (1, 3, 4)]
-                events = [*(json.dumps(chunk, separators=(",", ":")) for chunk in chunks), "[DONE]"]
-                self._reply("".join(f"data: {event}\n\n" for event in events), 200)
-            else:
-                self._send(REFUSAL if refused(body) else answer(body), 400 if refused(body) else 200)
-
-        def _send(self, body: Any, status: int = 200) -> None:
-            is_known = key is None or self.headers["Authorization"] == f"Bearer {key}"
-            if is_known:
-                self._reply(json.dumps(body), status)
-            else:
-                self._reply(json.dumps({"error": "Unauthorized"}), 401)
-
-        def _reply(self, text: str, status: int) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+from tests.sgl_lvspec.frontend.program_server import FIRST, IMAGE, INFO, SECOND, STILL, VIDEO, run, served
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -121,19 +27,6 @@ class Page(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_args: Any) -> None:
         pass
-
-
-def run(write: Callable[[Any], None], **lvspec: Any) -> list[dict[str, Any]]:
-    """Bodies that a program sends."""
-
-    @sgl.function
-    def program(s: Any) -> None:
-        write(s)
-
-    with served() as (url, asked):
-        state = program.run(backend=VideoEndpoint(url, lvspec=lvspec or None))
-        assert state.error() is None, state.error()
-    return asked
 
 
 class TestMedia:
@@ -383,69 +276,3 @@ class TestServer:
             assert VideoEndpoint(url, "s3cret").model_info == INFO
             with pytest.raises(RuntimeError, match="Unauthorized"):
                 VideoEndpoint(url, "wrong")
-
-
-class TestChoices:
-    """Log-probability of token i is -i, so a score can be read off its words."""
-
-    def scores(self, prompt: str, choices: list[str], **options: Any) -> tuple[str, list[float], list[dict[str, Any]]]:
-        found: list[Any] = []
-
-        @sgl.function
-        def program(s: Any) -> None:
-            s += video(FIRST) + prompt + sgl.select("choice", choices=choices, **options)
-
-        with served() as (url, asked):
-            state = program.run(backend=VideoEndpoint(url))
-            assert state.error() is None, state.error()
-            found = state.get_meta_info("choice")["normalized_prompt_logprobs"]
-            return state["choice"], found, asked
-
-    def test_a_choice_is_scored_by_its_own_tokens(self) -> None:
-        choice, scores, asked = self.scores("The ring is", [" green", " red", " green is"])
-        assert (choice, scores) == (" red", [-4.0, -3.0, -3.0])
-        for body in asked:
-            texts = body["text"] if isinstance(body["text"], list) else [body["text"]]
-            assert all(text.startswith(VIDEO) for text in texts)
-            assert body["video_data"] == (FIRST if isinstance(body["text"], list) else [FIRST]), "sent once"
-
-    def test_choices_about_several_videos_have_all_of_them(self) -> None:
-        def write(s: Any) -> None:
-            s += image(STILL) + video(FIRST) + video(SECOND) + "The ring is"
-            s += sgl.select("choice", choices=[" red", " green"])
-
-        alone, scored = run(write)
-        assert (alone["image_data"], alone["video_data"]) == ([STILL], [FIRST, SECOND])
-        assert (scored["image_data"], scored["video_data"]) == (STILL, [[FIRST, SECOND]] * 3)
-
-    def test_a_choice_that_joins_the_prompts_last_token_is_scored_from_there(self) -> None:
-        """`gr` + `een` is one token with some prompts."""
-        _, scores, _ = self.scores("The ring is gr", ["een"])
-        assert scores == [-4.0]
-
-    def test_a_choice_that_changes_more_of_the_prompt_is_refused(self) -> None:
-        """All of the four tokens at the prompt's end would be other ones."""
-
-        @sgl.function
-        def program(s: Any) -> None:
-            s += "The ring is red is red" + sgl.select("choice", choices=[" magenta", " green"])
-
-        with served() as (url, _), pytest.warns(UserWarning, match="last 3 tokens"):
-            assert isinstance(program.run(backend=VideoEndpoint(url)).error(), ValueError)
-
-    def test_choices_against_their_likelihood_alone(self) -> None:
-        choice, _, asked = self.scores(
-            "The ring is", [" red", " green is"], choices_method=sgl.unconditional_likelihood_normalized
-        )
-        ids_alone = asked[-1]
-        assert ids_alone["input_ids"] == [[3], [4, 2]] and "video_data" not in ids_alone
-        # -3 - 0 against (-4 - 0 + -2 - -2) / 2
-        assert choice == " green is"
-
-    def test_a_choice_without_a_token_is_refused(self) -> None:
-        @sgl.function
-        def program(s: Any) -> None:
-            s += "The ring is" + sgl.select("choice", choices=["", " red"])
-
-        with served() as (url, _), pytest.warns(UserWarning, match="A choice must add a token"):
-            assert isinstance(program.run(backend=VideoEndpoint(url)).error(), ValueError)

@@ -27,14 +27,14 @@ ENDPOINT = (
     Seam(f"{_BACKEND}._add_images", Signature("(self, s, data)"), _ENDPOINT, "completes the body of a request"),
     *(
         Seam(f"{_BACKEND}.{name}", Contains("self._add_images(s, data)"), _ENDPOINT, "every request is completed")
-        for name in ("commit_lazy_operations", "generate", "generate_stream", "_generate_http_request")
+        for name in ("commit_lazy_operations", "generate", "_generate_http_request")
     ),
     Seam(f"{_BACKEND}._assert_success", Signature("(self, res)"), _ENDPOINT, "says what the server says"),
     Seam(
         f"{_BACKEND}.generate_stream",
-        Contains("self._assert_success(res)", "res.iter_lines(decode_unicode=False)"),
+        Contains("self._add_images(s, data)", "self._assert_success(res)", "res.iter_lines(decode_unicode=False)"),
         _ENDPOINT,
-        "a response is seen before its lines are read, so that a refusal among them can be raised",
+        "completed as the others are; its response is seen before its lines are read, so a refusal can be raised",
     ),
     Seam(
         "sglang.srt.entrypoints.http_server.serve_generate_request",

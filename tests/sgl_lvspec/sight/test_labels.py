@@ -194,11 +194,11 @@ def test_tokens_that_no_report_spoke_of_are_the_targets() -> None:
     """A decode server gets the first token from the server that read the prompt."""
     answering = Answering(request("a", labels=True))
     answering.round(None, [[10]])
-    answering.round(report_of("mb"), [[20, STOP]])
-    assert answering.answer("a").meta["lvspec_labels"] == labels_of("bmb")
+    answering.round(report_of("fb"), [[20, STOP]])
+    assert answering.answer("a").meta["lvspec_labels"] == labels_of("bfb")
     assert answering.answer("a").meta["lvspec_relevance"] == [None, 0.0, None]
-    assert answering.answer("a").meta["lvspec_choice"] == [None] * 3
-    assert answering.answer("a").meta["lvspec_given_up"] == [0.0] * 3
+    assert answering.answer("a").meta["lvspec_choice"] == [None, CHOICE, None]
+    assert answering.answer("a").meta["lvspec_given_up"] == [0.0, 0.5, 0.0]
 
 
 def test_a_round_of_which_only_lengths_are_known_is_strict() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from loadtest.processor import this_processor
 
 PACKAGES = ("sglang", "sgl-lvspec", "torch", "transformers", "locust", "gevent")
 
@@ -25,7 +26,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
             line[3:] for line in _git("status", "--porcelain", "--untracked-files=no").splitlines()
         ),
         "versions": {**{name: _version(name) for name in PACKAGES}, "python": sys.version.split()[0]},
-        "processor": _processor(),
+        "processor": this_processor().name,
         "cores": os.cpu_count(),
         "load_average_at_start": _load_average(),
     }
@@ -51,10 +52,3 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return result.stdout.rstrip() if result.returncode == 0 else ""
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or platform.machine()

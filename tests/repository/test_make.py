@@ -17,7 +17,9 @@ INTERNAL = {"environment"}  # what the other targets call
 
 def make(*arguments: str, env: dict[str, str] | None = None) -> str:
     """Output of make in the repository root; what a make that runs these tests was told is left out."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "ARGS", "WORKERS")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "ARGS", "WORKERS")
+    }
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env={**clean, **(env or {})}, capture_output=True, text=True, check=True

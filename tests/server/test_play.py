@@ -159,6 +159,8 @@ def test_a_loosened_token_tells_what_the_target_would_have_said(
     expect(details).to_contain_text(f"{meta['lvspec_relevance'][at]:.2f}")
     expect(details).to_have_attribute("aria-live", "polite" if how == "focus" else "off")
     page.keyboard.press("Escape")
+    if how == "focus":
+        expect(page.locator("#question")).to_be_focused()
     page.mouse.move(5, 5)
     expect(details).to_contain_text("Point at a word")
 
@@ -328,6 +330,7 @@ def test_text_alone_is_strict_and_says_why(page: Page) -> None:
     page.locator("#clips label", has_text="no clip").click()
     ask(page, "Hello, who are you?")
     expect(page.locator(".status").last).to_contain_text("strict (no image or video)")
+    expect(page.locator(".actions").last).to_be_empty()  # both answers would be the strict one
 
 
 def test_uploads_that_cannot_be_used_are_refused_in_words(browser: Browser, pages: Pages, tmp_path: Path) -> None:

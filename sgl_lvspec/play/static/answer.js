@@ -1,10 +1,10 @@
 // One answer as it grows: a span for each token, which can be looked at by mouse, keyboard and touch.
 
 import { hideDetails, showDetails } from "./details.js";
-import { element } from "./element.js";
+import { byId, element } from "./element.js";
 import { isLoosened } from "./labels.js";
 
-const HELP = "Answer, token by token. Arrow keys move by one, N and P by loosened token, Escape leaves.";
+const HELP = "Answer, token by token. Arrow keys move by one, N and P by loosened token, Escape leads to the question.";
 
 export class AnswerView {
   constructor() {
@@ -78,8 +78,7 @@ export class AnswerView {
     next.n = next.ArrowDown;
     next.p = next.ArrowUp;
     if (event.key === "Escape") {
-      event.target.blur();
-      hideDetails();
+      byId("question").focus(); // not nowhere: who uses the keyboard would begin at the top again
     } else if (next[event.key]) {
       event.preventDefault();
       next[event.key]()?.focus();

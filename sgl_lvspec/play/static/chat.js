@@ -68,15 +68,13 @@ export class Chat {
           this.#follow();
         },
       });
-      if (turn.hasFailed) {
-        turn.offer("Ask again", () => this.#again(turn, text, both));
-        this.onFailure();
-      }
+      if (!isAnswered) turn.offer("Ask again", () => this.#again(turn, text, both));
+      if (turn.hasFailed) this.onFailure();
       if (!isAnswered) return;
       this.settings.learn(question, turn.numbers);
       // Another clip may have been chosen meanwhile; then this answer belongs to no conversation any more.
       if (this.said === said) this.said = [...said, { ...turns.at(-1), answer: turn.view.text }];
-      if (signal.aborted || !this.settings.canLoosen) return;
+      if (signal.aborted || !this.settings.canLoosen || turn.isAlwaysStrict) return;
       if (both) await this.#compare(turn, signal);
       else this.#offerComparison(turn);
     });

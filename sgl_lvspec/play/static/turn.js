@@ -45,6 +45,12 @@ export class TurnView {
     );
   }
 
+  /** Whether the server answers this strictly however it is asked, so that there is nothing to compare. */
+  get isAlwaysStrict() {
+    const isText = !this.turns.some((turn) => turn.clip?.id);
+    return isText || (this.asked.mode === "loose" && this.numbers.mode === "strict");
+  }
+
   /** Asks; returns whether there is an answer (a part of one, if it was stopped). */
   async ask(question, { signal, clips, onNumbers }) {
     this.asked = question;

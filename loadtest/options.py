@@ -12,6 +12,8 @@ from loadtest.figures import Objective
 from loadtest.plan import SHORT, SIZES, Sizes
 
 DEFAULT_ARMS = (NONE, STRICT, "balanced")
+TTFT_MS, TPOT_MS = 1000, 60  # objective for the pair as it is
+HEAVIER = 3  # times that for a heavier copy, which would miss it without any load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     found.add_argument("--step-s", type=float, help="length of a step, seconds")
     found.add_argument("--alone", type=int, help="questions asked one at a time")
-    found.add_argument("--ttft-ms", type=float, default=1000, help="objective: time to the first token")
-    found.add_argument("--tpot-ms", type=float, default=60, help="objective: time per output token")
+    found.add_argument(
+        "--ttft-ms", type=float,
+        help=f"objective: time to the first token (default {TTFT_MS}; {HEAVIER} times that with --cost-ratio)",
+    )  # fmt: skip
+    found.add_argument(
+        "--tpot-ms", type=float,
+        help=f"objective: time per output token (default {TPOT_MS}; {HEAVIER} times that with --cost-ratio)",
+    )  # fmt: skip
     found.add_argument("--answer-limit-s", type=float, default=120, help="an answer that takes longer is an error")
     return found
 
@@ -103,6 +111,9 @@ def options(argv: list[str] | None = None) -> Options:
             f"required  a server to start for --cost-ratio\nfound     --cost-ratio {args.cost_ratio:g} and a --url for "
             "every arm\ndo this   drop one of them"
         )
+    scale = HEAVIER if args.cost_ratio else 1
+    args.ttft_ms = TTFT_MS * scale if args.ttft_ms is None else args.ttft_ms
+    args.tpot_ms = TPOT_MS * scale if args.tpot_ms is None else args.tpot_ms
     for name in ("ttft_ms", "tpot_ms", "answer_limit_s"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0; found {getattr(args, name):g}. Correct it.")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.arms import ARMS, BOUNDS, Arm, Server, require_loopback
+from loadtest.figures import Objective
 from loadtest.options import options
 from sgl_lvspec.presets import PRESETS
 
@@ -48,6 +49,9 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 def test_arms_are_those_named_or_those_with_a_server() -> None:
     assert [arm.name for arm in options([]).arms] == ["none", "strict", "balanced"]
+    assert options([]).objective == Objective(1000, 60)
+    heavier = options(["--cost-ratio", "5", "--tpot-ms", "90"]).objective
+    assert heavier == Objective(3000, 90), "three times the default, or what was asked for"
     some = options(["--url", "paper=http://127.0.0.1:1", "--url", "none=http://127.0.0.1:2"])
     assert [arm.name for arm in some.arms] == ["paper", "none"]
     both = options(["--arms", "none", "paper", "--url", "paper=http://127.0.0.1:1"])

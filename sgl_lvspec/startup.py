@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec import SGLANG_TESTED
+from sgl_lvspec import SGLANG_TESTED, ranks
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.graphs import sglang_waits
@@ -127,6 +127,7 @@ def set_defaults(server_args: ServerArgs) -> None:
             )
         server_args.attention_backend = CPU_BACKEND
         server_args.disable_overlap_schedule = True  # SGLang has none for speculation on CPU
+        ranks.bind(server_args)
     sglang_waits.spare(server_args)
 
 

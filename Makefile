@@ -29,6 +29,7 @@ WORKERS ?= $(if $(ARGS),0,2)
 N ?= 60
 URL1 ?=
 MINUTES ?= 10
+SEED ?= 0
 THREADS ?= 1
 
 # What `make gpu-test` and `make gpu-bench` take: a Python with torch and Triton (and pytest and hypothesis for the tests).
@@ -40,7 +41,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench soak check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -111,8 +112,9 @@ gpu-bench:  ## Speed of each kernel beside the GPU's memory, share of a round (O
 	@TRITON_INTERPRET=0 PYTHONPATH=triton_kernels:. $(GPU_PYTHON) -m bench.gpu.run \
 		--out $(or $(OUT),build/gpu.json) $(ARGS)
 
-soak: environment  ## MINUTES of hard traffic: small pools, hang-ups, retractions; ends with empty pools or says so
-	@$(venv_python) -m bench.soak --minutes $(call quoted,MINUTES) $(call flag,--out,OUT) $(ARGS)
+torture: environment  ## MINUTES of hostile traffic on a sabotaged server, judged (SEED= OUT=; ARGS="--replay file.json")
+	@$(venv_python) -m bench.torture --minutes $(call quoted,MINUTES) --seed $(call quoted,SEED) \
+		--out $(or $(OUT),build/torture.json) $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
 	@failed=0; \

@@ -15,6 +15,7 @@ ON_THEIR_OWN = (
     "test_long_video.py",
     "test_qwen3_vl.py",
     "test_slots.py",
+    "test_torture.py",
 )
 
 

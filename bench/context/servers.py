@@ -78,15 +78,18 @@ def served(setup: Setup, configuration: Configuration | None, log: Path) -> Iter
 
 
 @contextmanager
-def running(command_on: Callable[[int], list[str]], environment: dict[str, str], log: Path, name: str) -> Iterator[str]:
+def running(
+    command_on: Callable[[int], list[str]], environment: dict[str, str], log: Path, name: str, port: int = 0
+) -> Iterator[str]:
     """URL of a server that is up inside the `with`. Whatever goes wrong inside carries the end of the server's log.
 
     Args:
         command_on: command line for a port.
         log: file that it writes to.
         name: what messages call it.
+        port: where it listens; 0: anywhere.
     """
-    port = _free_port()
+    port = port or _free_port()
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command_on(port), env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True

@@ -1,0 +1,1 @@
+"""Hostile traffic on a server that is being sabotaged, and a judge: `make torture`."""

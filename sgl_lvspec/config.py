@@ -6,6 +6,7 @@ It rides on the pickled server arguments (`server_args._lvspec`), so every proce
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ DEFAULT_CONTEXT = "full"
 DEFAULT_KEEP = 0.1  # SpecVLM drops nine tokens of ten (arXiv 2508.16201)
 DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
 DEFAULT_DRAFT_STOP = 0.6  # on a CPU: see bench/results/chains.md and speed-cpu.md; strict alone would take 0.7
+DEFAULT_MAX_VIDEO_SECONDS = 7200.0  # a feature film
+DEFAULT_MAX_VIDEO_FRAMES = 432_000  # the same at 60 frames a second
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
@@ -50,6 +53,10 @@ class LVSpecConfig:
             the host looks at every step; unset, DEFAULT_DRAFT_STOP there and 0 elsewhere.
         draft_graph: "on" captures the draft's steps as a CUDA graph, on a GPU where SGLang captures decode steps.
         debug_sync: "on" raises where our part of a round would wait for the device (`graphs.no_sync`).
+        allowed_local_media_path: folders whose files an HTTP client may name as media (`media_sources`); unset, none.
+        max_media_mb: largest image, video or sound that a client may send, MiB as a file, 0: any; unset, SGLang's limit
+            on downloads (--media-url-max-file-size-mb).
+        max_video_seconds, max_video_frames: longest video, by its container, 0: any.
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
@@ -73,6 +80,10 @@ class LVSpecConfig:
     draft_stop: float | None = None
     draft_graph: str = "on"
     debug_sync: str = "off"
+    allowed_local_media_path: Sequence[str] = ()  # or a single one, which becomes a list of one
+    max_media_mb: int | None = None
+    max_video_seconds: float = DEFAULT_MAX_VIDEO_SECONDS
+    max_video_frames: int = DEFAULT_MAX_VIDEO_FRAMES
     probe: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +97,19 @@ class LVSpecConfig:
             _require_number("draft_tokens", self.draft_tokens, int, 1, 2**31)
         if self.draft_stop is not None and self.draft_stop != 0:
             _require_number("draft_stop", self.draft_stop, float, 0.0, 1.0)
+        for name in ("max_media_mb", "max_video_frames"):
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name), int, 0, 2**31)
+        folders = self.allowed_local_media_path
+        listed = (folders,) if isinstance(folders, str) else folders
+        if not isinstance(listed, list | tuple) or not all(isinstance(folder, str) and folder for folder in listed):
+            raise ValueError(
+                f"{flag_of('allowed_local_media_path')} must name folders; found {folders!r}. Name one or several, or "
+                "leave it out."
+            )
+        object.__setattr__(self, "allowed_local_media_path", tuple(listed))
+        if self.max_video_seconds != 0:
+            _require_number("max_video_seconds", self.max_video_seconds, float, 0.0, 2.0**31)
         for name in ("cascade", "draft_graph", "debug_sync"):
             _require_choice(name, getattr(self, name), tuple(_ON_OFF))
         if self.video_time is not None:

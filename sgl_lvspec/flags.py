@@ -19,6 +19,8 @@ from sgl_lvspec.config import (
     DEFAULT_KEEP,
     DEFAULT_KEEP_MIN,
     DEFAULT_MASS,
+    DEFAULT_MAX_VIDEO_FRAMES,
+    DEFAULT_MAX_VIDEO_SECONDS,
     DEFAULT_SCORER,
     MASSES,
     SCORERS,
@@ -69,6 +71,7 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         f"target's folder unless named. {NO_FILE}: do without.",
     )
     _add_context_arguments(group)
+    _add_media_arguments(group)
     group.add_argument(
         "--lvspec-cascade",
         type=_yaml_word,
@@ -175,6 +178,36 @@ def _add_context_arguments(group: argparse._ArgumentGroup) -> None:
         help="End a chain once the chance that it is accepted so far, as the draft sees it, is below this; 0: never. "
         f"Needs --device cpu; default {DEFAULT_DRAFT_STOP} there, 0 elsewhere. Never changes what a strict request is "
         "answered.",
+    )
+
+
+def _add_media_arguments(group: argparse._ArgumentGroup) -> None:
+    """What clients may send (docs/security.md)."""
+    group.add_argument(
+        "--lvspec-allowed-local-media-path",
+        nargs="+",
+        action="extend",
+        metavar="FOLDER",
+        help="Clients may name files in these folders of the server's machine, by path or file: URL; default: none.",
+    )
+    group.add_argument(
+        "--lvspec-max-media-mb",
+        type=int,
+        metavar="MIB",
+        help="Largest image or video that a client may send, as a file, 0: any; default: SGLang's limit on downloads, "
+        "--media-url-max-file-size-mb.",
+    )
+    group.add_argument(
+        "--lvspec-max-video-seconds",
+        type=float,
+        metavar="S",
+        help=f"Longest video, 0: any; default {DEFAULT_MAX_VIDEO_SECONDS:.0f}.",
+    )
+    group.add_argument(
+        "--lvspec-max-video-frames",
+        type=int,
+        metavar="N",
+        help=f"Most frames of a video, before sampling, 0: any; default {DEFAULT_MAX_VIDEO_FRAMES}.",
     )
 
 

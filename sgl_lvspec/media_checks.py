@@ -8,25 +8,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
-from sgl_lvspec import late_hooks
+from sgl_lvspec import late_hooks, video_container
+from sgl_lvspec.config import flag_of
 
 # SGLang decodes all sampled frames of a video at their full size before it shrinks them; 768 frames (its limit) of
 # 1080p are 4.5 GiB, of 4K 18 GiB, from a file that may be a few kB.
 MAX_DECODED_BYTES = 8 * 2**30
 MIN_FRAMES = 2  # one temporal patch
+POSTSCRIPT = "EPS"
 
 _QWEN_VL = "sglang.srt.multimodal.processors.qwen_vl"
 
 
-def install() -> None:
-    """Hook SGLang's media loading in this process; idempotent."""
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """Longest video that a server takes, by its container's own word and before a frame is decoded; 0: any."""
+
+    seconds: float = 0.0
+    frames: int = 0
+
+
+_limits = VideoLimits()
+
+
+def install(limits: VideoLimits | None = None) -> None:
+    """Hook SGLang's media loading in this process; idempotent.
+
+    Args:
+        limits: those of a server that runs LVSPEC; left out, what was set stays.
+    """
+    global _limits  # noqa: PLW0603  SGLang hands its hooks no server arguments
+    _limits = limits or _limits
+    video_container.install()
     late_hooks.apply(f"{_QWEN_VL}.QwenVLImageProcessor.load_mm_data", check_media, "around")
     late_hooks.apply(
         "sglang.srt.utils.video_decoder.VideoDecoderWrapper.get_frames_as_tensor", decode_or_refuse, "around"
     )
     late_hooks.apply("sglang.srt.utils.common.load_image", load_image_or_refuse, "around")
+    late_hooks.apply("sglang.srt.utils.common._fully_load_pil_image", refuse_programs, "before")
 
 
 async def check_media(load: Callable[..., Awaitable[Any]], processor: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -84,7 +106,21 @@ def check_video(video: Any, number: int, video_config: dict[str, Any]) -> None:
         raise ValueError(
             f"Video {number} must state its frame rate; found {rate}. Write it again with a constant frame rate."
         )
+    _require_length(number, num_frames, num_frames / rate)
     _require_decodable_size(video, number, num_frames, rate, video_config)
+
+
+def _require_length(number: int, num_frames: int, seconds: float) -> None:
+    """A small file can hold hours, and SGLang decodes from one end to the other to sample it."""
+    for name, unit, found, limit in (
+        ("max_video_seconds", "s", seconds, _limits.seconds),
+        ("max_video_frames", "frames", num_frames, _limits.frames),
+    ):
+        if limit and found > limit:
+            raise ValueError(
+                f"Video {number} must have at most {limit:g} {unit}; found {found:.0f}. Send a part of it. "
+                f"(Whoever runs the server sets the limit: {flag_of(name)}.)"
+            )
 
 
 def _require_decodable_size(
@@ -120,6 +156,12 @@ def load_image_or_refuse(load: Callable[..., Any], /, *args: Any, **kwargs: Any)
         return load(*args, **kwargs)
     except DecompressionBombError as error:
         raise ValueError(f"{error}. Send the image smaller.") from error
+
+
+def refuse_programs(image: Any, /) -> None:
+    """BEFORE hook on `_fully_load_pil_image` (srt/utils/common.py:2134): Pillow hands PostScript to Ghostscript."""
+    if image.format == POSTSCRIPT:
+        raise ValueError("An image must be made of pixels; found PostScript, a program. Send it as PNG or JPEG.")
 
 
 def _refusing_undecodable(read: Callable[[], Any]) -> Any:

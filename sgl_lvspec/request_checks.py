@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgl_lvspec import late_hooks, main_process, media_checks
+from sgl_lvspec import late_hooks, main_process, media_checks, media_sources
 from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.scheduler_guard import guard_request, guard_sampling_params, normalize_or_refuse
@@ -36,7 +36,8 @@ def install(server_args: ServerArgs) -> None:
     late_hooks.apply(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request", check_request, "after"
     )
-    media_checks.install()
+    media_checks.install(media_checks.VideoLimits(_config.max_video_seconds, _config.max_video_frames))
+    media_sources.install(_config, server_args.media_url_max_file_size_mb)
 
 
 def check_sampling_params(_result: None, params: Any, /, vocab_size: int) -> None:

@@ -15,6 +15,10 @@ _MEDIA = "media_checks.py"
 _REQUESTS = "request_checks.py"
 _POSITIONS = "position_limit.py"
 _MAIN = "main_process.py"
+_SOURCES = "media_sources.py"
+_CONTAINER = "video_container.py"
+_COMMON = "sglang.srt.utils.common"
+_SYSTEM_ONE = "sglang.srt.entrypoints.systemone.serving"
 
 SHOWN = (
     Seam(
@@ -194,6 +198,113 @@ CHECKS = (
     ),
 )
 
+ADMISSION = (
+    Seam(
+        f"{_MANAGER}._init_req_state",
+        Signature("(self, obj, request=None)"),
+        _SOURCES,
+        "our BEFORE hook judges the sources of every request that came over HTTP",
+    ),
+    Seam(
+        f"{_MANAGER}.generate_request",
+        Contains(
+            "obj.normalize_batch_and_arguments()",
+            "self._init_req_state(obj, request)",
+            "self._tokenize_one_request(obj)",
+        ),
+        _SOURCES,
+        "every request passes there, normalized, and before media are loaded",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.engine.Engine.generate",
+        Contains("self.tokenizer_manager.generate_request(obj, None)"),
+        _SOURCES,
+        "the owner's own program brings no HTTP request",
+    ),
+    Seam(
+        "sglang.srt.managers.io_struct.GenerateReqInput",
+        Has("image_data video_data audio_data"),
+        _SOURCES,
+        "every field that names media",
+    ),
+    Seam(
+        "sglang.srt.managers.io_struct.EmbeddingReqInput",
+        Has("image_data video_data audio_data"),
+        _SOURCES,
+        "every field that names media",
+    ),
+    Seam(f"{_COMMON}.ImageData", Has("url"), _SOURCES, "what chats make of an image"),
+    Seam(f"{_COMMON}.VideoData", Has("url"), _SOURCES, "what chats make of a video"),
+    Seam(
+        f"{_COMMON}._normalize_video_input",
+        Contains(
+            "video_file.startswith(('http://', 'https://'))",
+            "video_file.startswith('data:')",
+            "pybase64.b64decode(encoded, validate=True)",
+            "video_file.startswith('file://')",
+            "unquote(urlparse(video_file).path)",
+        ),
+        _SOURCES,
+        "the forms that we leave, and how each is read",
+    ),
+    Seam(
+        f"{_COMMON}.load_image",
+        Contains("image_file.startswith(('http://', 'https://'))", "unquote(urlparse(image_file).path)"),
+        _SOURCES,
+        "the forms that we leave, and how each is read",
+    ),
+    Seam(
+        f"{_COMMON}.get_image_bytes",
+        Contains("image_file.startswith(('file://', '/'))", "image_file.startswith('data:')"),
+        _SOURCES,
+        "a data: URL is never opened",
+    ),
+    Seam(
+        f"{_COMMON}.load_audio",
+        Contains(
+            "audio_file.startswith('data:')", "audio_file.startswith('http://')", "audio_file.startswith('file://')"
+        ),
+        _SOURCES,
+        "the forms that we leave, and how each is read",
+    ),
+    Seam(
+        f"{_COMMON}._assert_media_url_allowed",
+        Contains("parsed.scheme not in {'http', 'https'}"),
+        _SOURCES,
+        "a redirect leads to no file",
+    ),
+    Seam(
+        f"{_SYSTEM_ONE}._read_image",
+        Signature("(index, image)"),
+        _SOURCES,
+        "our BEFORE hook judges the one source that is read before there is a request",
+    ),
+    Seam(
+        f"{_FIELDS}.mm.Mm.media_url_max_file_size_mb",
+        Equals("64"),
+        _REQUESTS,
+        "the limit on downloads, which is ours on uploads, too",
+    ),
+    Seam(
+        f"{_VIDEO}.__init__",
+        Signature("(self, source, device='cpu', num_decode_threads=0)"),
+        _CONTAINER,
+        "our BEFORE hook looks at a video's first bytes",
+    ),
+    Seam(
+        f"{_COMMON}.load_video",
+        Contains("VideoDecoderWrapper(source, device=device)", "ValueError(f'Could not decode video: {e}')"),
+        _CONTAINER,
+        "what we refuse becomes a 400",
+    ),
+    Seam(
+        f"{_COMMON}._fully_load_pil_image",
+        Contains("image.load()"),
+        _MEDIA,
+        "our BEFORE hook knows the format before anything is run",
+    ),
+)
+
 HOOKS = (
     Seam(
         "sglang.srt.plugins.hook_registry.HookSource",
@@ -209,4 +320,4 @@ HOOKS = (
     ),
 )
 
-SEAMS = SHOWN + TIMES + CHECKS + HOOKS
+SEAMS = SHOWN + TIMES + CHECKS + ADMISSION + HOOKS

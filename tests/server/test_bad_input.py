@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.clips import clip, data_url, sound_only
 from tests.server.prompts import IMAGE, VIDEO, chat, payload
-from tests.server.serving import Server
+from tests.server.serving import ROOT, Server
 
 GENERATE, CHAT = "/generate", "/v1/chat/completions"
 ENDPOINTS = (GENERATE, CHAT)
@@ -43,6 +43,9 @@ def damaged() -> bytes:
 GOOD = data_url(clip())
 ADDRESS = "http://127.0.0.1:9"  # nobody listens on the discard port
 
+SERVERS_FILE = str(next((ROOT / "demo" / "clips").glob("*.mp4")))
+PLAYLIST = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10.0,\n{SERVERS_FILE}\n#EXT-X-ENDLIST\n".encode()
+
 # What the client sends as a video, and a part of what it is told.
 VIDEOS: dict[str, tuple[Callable[[], str], str]] = {
     "empty": (lambda: data_url(b""), "Could not decode video"),
@@ -57,12 +60,14 @@ VIDEOS: dict[str, tuple[Callable[[], str], str]] = {
     "still image": (lambda: data_url(png()), "Could not decode video"),
     "broken base64": (lambda: "data:video/mp4;base64,!!!!", "base64"),
     "data URL without data": (lambda: "data:video/mp4;base64", "Error while loading data"),
-    "absent file": (lambda: "file:///absent/clip.mp4", "Error reading /absent/clip.mp4"),
-    "absent path": (lambda: "/absent/clip.mp4", "Error while loading data /absent/clip.mp4"),
-    "folder": (lambda: "file:///dev", "Could not decode video"),
-    "device": (lambda: "file:///dev/null", "Could not decode video"),
+    "absent file": (lambda: "file:///absent/clip.mp4", "found none of these"),
+    "absent path": (lambda: "/absent/clip.mp4", "found none of these"),
+    "folder": (lambda: "file:///dev", "found none of these"),
+    "device": (lambda: "file:///dev/null", "found none of these"),
+    "file of the server": (lambda: SERVERS_FILE, "found none of these"),
+    "playlist": (lambda: data_url(PLAYLIST), "a playlist or no video"),
     "nobody there": (lambda: f"{ADDRESS}/clip.mp4", "Max retries exceeded"),
-    "other protocol": (lambda: "ftp://example.invalid/clip.mp4", "Error while loading data ftp://"),
+    "other protocol": (lambda: "ftp://example.invalid/clip.mp4", "found none of these"),
     "very wide": (lambda: data_url(clip(side=(1000, 2))), "aspect ratio"),
 }
 # A decoder may still make something of these; it must not be a 500.
@@ -213,7 +218,7 @@ class TestVideo:
 
     def test_seconds_beyond_the_models_positions(self, lvspec_server: Server, endpoint: str, context: int) -> None:
         """Without the check the scheduler ends: its rotary table has no such row."""
-        response = ask(lvspec_server, endpoint, data_url(clip(4, 1 / context)))
+        response = ask(lvspec_server, endpoint, data_url(clip(16, 16 / (1.5 * context))))
         assert_refused(response, f"The model has {context} positions")
 
 

@@ -12,8 +12,9 @@ from sgl_lvspec.config import CONTEXTS, SCORERS, VIDEO_TIMES, LVSpecConfig
 from sgl_lvspec.presets import NAMES, PRESETS, Rule
 
 KNOWN = (
-    "calibration, cascade, context, debug_sync, draft_graph, draft_stop, draft_tokens, floor, keep, keep_min, mass, "
-    "max_run, max_share, preset, protect_digits, relaxation, scorer, shift, video_time, window"
+    "allowed_local_media_path, calibration, cascade, context, debug_sync, draft_graph, draft_stop, draft_tokens, "
+    "floor, keep, keep_min, mass, max_media_mb, max_run, max_share, max_video_frames, max_video_seconds, preset, "
+    "protect_digits, relaxation, scorer, shift, video_time, window"
 )
 
 

@@ -92,6 +92,37 @@ def test_frames_that_would_not_fit_into_memory_are_refused() -> None:
     check(ten_minutes_of_4k, max_frames=64)  # what the message proposes helps
 
 
+class TestLength:
+    @pytest.fixture(autouse=True)
+    def _limits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(media_checks, "_limits", media_checks.VideoLimits(60.0, 1800))
+
+    def test_at_the_limits(self) -> None:
+        check(Decoder(1800, 30.0))
+
+    def test_seconds(self) -> None:
+        message = r"^Video 1 must have at most 60 s; found 120\. Send a part of it\. .*--lvspec-max-video-seconds"
+        with pytest.raises(ValueError, match=message):
+            check(Decoder(240, 2.0))
+
+    def test_frames(self) -> None:
+        message = r"at most 1800 frames; found 1801\. Send a part of it\. .*--lvspec-max-video-frames"
+        with pytest.raises(ValueError, match=message):
+            check(Decoder(1801, 60.0))
+
+    def test_before_a_frame_is_decoded(self) -> None:
+        """An open decoder knows its shape by decoding, where the container does not say."""
+        with pytest.raises(ValueError, match="at most 60 s"):
+            check(Decoder(240, 2.0, RuntimeError("decoded a frame")))
+
+    def test_another_install_leaves_them(self) -> None:
+        media_checks.install()  # that of the video times
+        with pytest.raises(ValueError, match="at most 60 s"):
+            check(Decoder(240, 2.0))
+        media_checks.install(media_checks.VideoLimits())
+        check(Decoder(240, 2.0))
+
+
 @pytest.mark.parametrize("frames", [["/etc/hostname"], ("http://127.0.0.1/x.png", "b"), [b"frame"]])
 def test_list_of_addresses_is_refused(frames: Any) -> None:
     """transformers would open them, whatever --allowed-media-domains says."""
@@ -171,6 +202,12 @@ class TestHooks:
         assert base_processor.load_image is common.load_image  # the copy imported by name is hooked too
         with pytest.raises(ValueError, match=r"exceeds limit.*Send the image smaller"):
             common.load_image(_png(200, 200))
+
+    def test_postscript_is_not_run(self) -> None:
+        sink = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(sink, "EPS")
+        with pytest.raises(ValueError, match="must be made of pixels; found PostScript, a program"):
+            common.load_image(sink.getvalue())
 
     def test_image_within_it(self) -> None:
         image, _ = common.load_image(_png(64, 64))

@@ -257,6 +257,10 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
             "Correct the path, or write the file with `lvspec calibrate`."
         )
     server_args._lvspec = config
+    if not is_lvspec and server_args.device == "cpu":
+        from sgl_lvspec import ranks
+
+        ranks.bind(server_args)  # so that an arm without speculation starts with as many ranks; `startup` does LVSPEC's
     if config.wants_fixed_video_time(is_lvspec):
         from sgl_lvspec import video_time
 

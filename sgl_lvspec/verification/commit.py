@@ -52,7 +52,21 @@ def after_eagle_sample(
     if batch.forward_mode.is_idle():
         return None
     with no_sync.section("the accept step"):
-        return _commit(Commit(*result), verify_input, batch, logits_output)
+        sglangs = Commit(*result)
+        return _on_every_rank(sglangs, _commit(sglangs, verify_input, batch, logits_output))
+
+
+def _on_every_rank(sglangs: Commit, ours: Commit | None) -> Commit | None:
+    """Rank 0's commit. Each rank takes its own argmax, and ranks of which one rounds otherwise would wait for each
+    other for ever; SGLang sends its greedy commits round on ROCm alone (eagle_utils.py:662)."""
+    tp_group = get_parallel().tp_group
+    if tp_group.world_size == 1:
+        return ours
+    commit = sglangs if ours is None else ours
+    packed = torch.cat([part.flatten() for part in commit])  # int32, each of them
+    tp_group.broadcast(packed, src=0)
+    parts = packed.split([part.numel() for part in commit])
+    return Commit(*(part.view_as(like) for part, like in zip(parts, commit, strict=True)))
 
 
 def _commit(

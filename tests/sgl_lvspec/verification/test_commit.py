@@ -121,13 +121,33 @@ def test_ranks_commit_what_rank_0_drew(drawn: torch.Tensor, tp_group: SimpleName
 
     def broadcast(tensor: torch.Tensor, src: int) -> None:
         assert src == 0
-        tensor.copy_(of_rank_0)
+        if tensor.shape == of_rank_0.shape:  # else the commit that follows from it
+            tensor.copy_(of_rank_0)
 
     tp_group.world_size, tp_group.broadcast = 2, broadcast
     ours = round_.commit()
     assert ours is not None
     assert ours.accept_lens.tolist() == [WIDTH] * 4
     assert_rows_equal(ours, accept_chain(round_.draft, of_rank_0), [0, 1, 2, 3])
+
+
+def test_ranks_commit_what_rank_0_commits_where_sglang_decides(tp_group: SimpleNamespace) -> None:
+    """Greedy and strict: SGLang's own result, of which every rank has found its own."""
+    round_ = Round(Request(**GREEDY), Request(**GREEDY))
+    assert round_.commit() is None, "with one rank there is nothing to change"
+    of_rank_0 = Commit(*accept_chain(round_.draft, round_.draft.roll(-1, dims=1)))
+    assert not torch.equal(of_rank_0.accept_lens, round_.result[1]), "the ranks must not agree by chance"
+
+    def broadcast(tensor: torch.Tensor, src: int) -> None:
+        assert src == 0
+        assert tensor.dtype == torch.int32
+        tensor.copy_(torch.cat([part.flatten() for part in of_rank_0]))
+
+    tp_group.world_size, tp_group.broadcast = 2, broadcast
+    ours = round_.commit()
+    assert ours is not None
+    for found, expected in zip(ours, of_rank_0, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

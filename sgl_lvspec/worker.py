@@ -152,7 +152,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     def verify(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> GenerationBatchResult:
         verify_input, most_nodes = batch.spec_info, self.speculative_num_draft_tokens
         if not batch.forward_mode.is_idle():
-            if get_parallel().tp_group.world_size > 1:  # what is verified is one chain, rank 0's, whoever drafts otherwise
+            if get_parallel().tp_group.world_size > 1:  # one chain is verified, whatever the others drafted
                 get_parallel().tp_group.broadcast(verify_input.draft_token, src=0)
             with no_sync.section("marking the chain's slots"):
                 self.slots.mark_drafted(batch.out_cache_loc)  # the draft's slots are the ones that verify writes

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sgl_lvspec.shown import shown
+
 SHIFTS = ("off", "draft", "target", "both")
 MAX_WINDOW = 16
 MAX_RUN = 2**31 - 1  # a run travels as int32
@@ -61,7 +63,7 @@ def read_value(name: str, value: object, shown_as: str) -> Any:
     """
     bound = _BOUNDS[name]
     if not bound.holds(value):
-        raise ValueError(f"{shown_as} must be {bound.required}; found {value!r}. Correct it or leave it out.")
+        raise ValueError(f"{shown_as} must be {bound.required}; found {shown(value)}. Correct it or leave it out.")
     if name in ("relaxation", "floor", "max_share"):
         return float(value)  # type: ignore[arg-type]
     return None if name == "max_run" and value == NO_LIMIT else value

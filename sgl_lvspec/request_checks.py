@@ -12,6 +12,7 @@ from sgl_lvspec import late_hooks, main_process, media_checks, media_sources
 from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.scheduler_guard import guard_request, guard_sampling_params, normalize_or_refuse
+from sgl_lvspec.shown import shown_name
 from sgl_lvspec.verification.settings import read_settings
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def check_custom_params(custom_params: object, config: LVSpecConfig) -> None:
         for name, value in custom_params.items():
             if not _is_flat(value):
                 raise ValueError(
-                    f"custom_params.{name} must hold plain values, or one list or object of them; found a deeper "
-                    "structure. Flatten it, or send it as a JSON string."
+                    f"custom_params.{shown_name(name)} must hold plain values, or one list or object of them; found a "
+                    "deeper structure. Flatten it, or send it as a JSON string."
                 )
     read_settings(custom_params, config)
 

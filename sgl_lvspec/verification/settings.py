@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sgl_lvspec.config import LVSpecConfig, flag_of
 from sgl_lvspec.presets import LOOSE_PRESETS, NAMES, PRESETS, Rule, name_of, read_value
+from sgl_lvspec.shown import shown
 from sgl_lvspec.verification.protected import MAX_STOP_TOKENS, own_stop_tokens
 
 if TYPE_CHECKING:
@@ -103,7 +104,9 @@ def read_settings(custom_params: object, config: LVSpecConfig) -> Settings:
     values = {name: read_value(name, given[name], _shown(name)) for name in NAMES if name in given}
     wants_labels = given.get("labels", False)
     if not isinstance(wants_labels, bool):
-        raise ValueError(f"{_shown('labels')} must be true or false; found {wants_labels!r}. Correct it or drop it.")
+        raise ValueError(
+            f"{_shown('labels')} must be true or false; found {shown(wants_labels)}. Correct it or drop it."
+        )
 
     _refuse_contradictions(mode, preset, values)
     if mode == "strict" or preset == "strict":
@@ -134,7 +137,7 @@ def _given(custom_params: object) -> dict[Any, object]:
         return {}
     if not isinstance(custom_params, dict):
         raise ValueError(
-            f"custom_params must be an object; found {custom_params!r}. Send for example "
+            f"custom_params must be an object; found {shown(custom_params)}. Send for example "
             f'{{"{KEY}": {{"mode": "strict"}}}} or leave it out.'
         )
     if KEY not in custom_params:
@@ -142,13 +145,13 @@ def _given(custom_params: object) -> dict[Any, object]:
     given = custom_params[KEY]
     if not isinstance(given, dict):
         raise ValueError(
-            f"custom_params.{KEY} must be an object with the settings {', '.join(SETTINGS)}; found {given!r}. "
+            f"custom_params.{KEY} must be an object with the settings {', '.join(SETTINGS)}; found {shown(given)}. "
             'Send for example {"mode": "strict"} or leave it out.'
         )
     for name in given:
         if name not in SETTINGS:
             raise ValueError(
-                f"custom_params.{KEY} knows the settings {', '.join(SETTINGS)}; found {name!r}. "
+                f"custom_params.{KEY} knows the settings {', '.join(SETTINGS)}; found {shown(name)}. "
                 "Correct the name or drop it."
             )
     return given
@@ -179,7 +182,7 @@ def _chosen(given: dict[Any, object], name: str, allowed: tuple[str, ...]) -> st
     value = given[name]
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(
-            f"{_shown(name)} must be one of {', '.join(allowed)}; found {value!r}. Choose one of them or drop it."
+            f"{_shown(name)} must be one of {', '.join(allowed)}; found {shown(value)}. Choose one of them or drop it."
         )
     return value
 

@@ -1,0 +1,19 @@
+"""What a client sent, as an error message shows it: cut, and in characters that can be sent.
+
+The message goes back as JSON and into the server's log. Half a surrogate pair would make a 500 of the 400 there.
+"""
+
+from __future__ import annotations
+
+LONGEST = 160
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, cut."""
+    text = repr(value)  # escapes what cannot be printed
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def shown_name(name: str) -> str:
+    """A name without quotes, as a part of a longer one."""
+    return shown(name)[1:].removesuffix("'").removesuffix('"')

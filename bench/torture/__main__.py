@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first request")
     parser.add_argument("--requests", type=int, help="how many, whatever time they take")
+    parser.add_argument("--at-least", type=int, default=0, help="go on after the minutes until there were so many")
     parser.add_argument("--only", type=int, help="this number, with those beside it")
     parser.add_argument("--replay", type=Path, help="a results file: its seed, and the first of its failures as --only")
     parser.add_argument("--without", nargs="+", choices=FAULTS, default=[], metavar="FAULT", help=", ".join(FAULTS))
@@ -73,7 +74,7 @@ def main() -> int:
     last = None if args.requests is None else args.first + args.requests
     is_judged = last is None
     limits = Limits(
-        args.first, last, args.minutes * 60 if last is None else 3600.0, args.waves, args.clients,
+        args.first, last, args.minutes * 60 if last is None else 3600.0, args.at_least, args.waves, args.clients,
         MEMORY_LIMIT if is_judged else None,
     )  # fmt: skip
 

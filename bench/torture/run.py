@@ -32,7 +32,8 @@ class Limits:
 
     Attributes:
         numbers: of requests, from the first to the one behind the last; None: until the time is over.
-        seconds: at most.
+        seconds: how long it goes on.
+        least: requests that it goes on for, however long it takes; where there is no last number.
         waves: the storm is cut into so many.
         memory: by how much resident memory may grow from the first wave to the last; None: is only measured.
     """
@@ -40,6 +41,7 @@ class Limits:
     first: int
     last: int | None
     seconds: float
+    least: int
     waves: int
     clients: int
     memory: float | None
@@ -77,13 +79,13 @@ def run(
     oracle = Oracle(plain_url)
     judge = Judge(oracle, words, PRESETS[SERVER_PRESET])
     server = Server(url, log, folder, probes_of(plan.questions), oracle)
-    storm, makers = None, list[Troublemaker]()
+    makers = list[Troublemaker]()
 
     def trouble_of(in_flight: Callable[[], int]) -> Troublemaker:
         makers.append(Troublemaker(url, server.board, in_flight, plan.seed + len(makers)))
         return makers[-1]
 
-    storm = Storm(url, plan, judge, trouble_of)
+    storm = Storm(url, plan, judge, trouble_of, tell)
     at_first, began = server.metrics(), time.monotonic()
     numbers = itertools.count(limits.first) if limits.last is None else iter(range(limits.first, limits.last))
     per_wave = None if limits.last is None else -(-(limits.last - limits.first) // limits.waves)
@@ -91,7 +93,9 @@ def run(
         deadline = began + limits.seconds * wave / limits.waves
         storm.run(
             numbers if per_wave is None else itertools.islice(numbers, per_wave), limits.clients,
-            lambda end=deadline: time.monotonic() > end or not server.is_alive, tell,
+            lambda end=deadline, least=limits.least * wave // limits.waves: (
+                not server.is_alive or (time.monotonic() > end and storm.sent >= least)
+            ),
         )  # fmt: skip
         makers[-1].settle()
         tell(f"wave {wave} of {limits.waves} is over; looking at what is left\n")
@@ -117,7 +121,7 @@ def run(
             f"{process} grew by {share:.2%} between the first wave and the last" for process, share in grown.items()
             if share > limits.memory
         ]  # fmt: skip
-    sent = sum(storm.counts.values())
+    sent = storm.sent
     return {
         "requests": sent, "seconds": round(seconds), "failed": storm.failed + len(wrong), "wrong": wrong,
         "numbers": [limits.first, limits.first + sent - 1], "kinds": dict(storm.counts),

@@ -45,9 +45,10 @@ class Storm:
     """
 
     def __init__(
-        self, url: str, plan: Plan, judge: Judge, trouble_of: Callable[[Callable[[], int]], Troublemaker]
-    ) -> None:
-        self.url, self.plan, self.judge = url, plan, judge
+        self, url: str, plan: Plan, judge: Judge, trouble_of: Callable[[Callable[[], int]], Troublemaker],
+        tell: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.url, self.plan, self.judge, self._tell = url, plan, judge, tell
         self.counts: Counter[str] = Counter()
         self.own_faults: dict[str, Counter[str]] = {name: Counter() for name in (HANG_UP, ABORT, BAD, HEALTH)}
         self.failures: list[dict[str, Any]] = []
@@ -56,11 +57,14 @@ class Storm:
         self._lock = threading.Lock()
         self.trouble = trouble_of(lambda: self._in_flight)
 
-    def run(
-        self, numbers: Iterable[int], clients: int, is_over: Callable[[], bool], tell: Callable[[str], None]
-    ) -> None:
+    @property
+    def sent(self) -> int:
+        """Requests that have come to their end."""
+        return sum(self.counts.values())
+
+    def run(self, numbers: Iterable[int], clients: int, is_over: Callable[[], bool]) -> None:
         """Send these requests, until `is_over`; then let trouble and requests come to their end."""
-        began, before, left = time.monotonic(), sum(self.counts.values()), iter(numbers)
+        began, before, left = time.monotonic(), self.sent, iter(numbers)
         self.trouble.start()
         threads = [threading.Thread(target=self._client, args=(left, is_over)) for _ in range(clients)]
         for thread in threads:
@@ -69,16 +73,17 @@ class Storm:
             threads[0].join(PROGRESS_S)
             for thread in threads[1:]:
                 thread.join(0.01)
-            seconds, sent = time.monotonic() - began, sum(self.counts.values())
-            made = sum(self.trouble.counts().values()) + sum(sum(found.values()) for found in self.own_faults.values())
-            rate = f"{(sent - before) / seconds:.1f}/s"
-            tell(f"{seconds:5.0f} s  {sent} requests ({rate}), {made} faults, {self.failed} failures")
+            with self._lock:
+                seconds, sent = time.monotonic() - began, self.sent
+                made = len(self.trouble.log) + sum(sum(found.values()) for found in self.own_faults.values())
+                rate = f"{(sent - before) / seconds:.1f}/s"
+                self._tell(f"{seconds:5.0f} s  {sent} requests ({rate}), {made} faults, {self.failed} failures")
         self.trouble.stop()
 
     def _client(self, left: Any, is_over: Callable[[], bool]) -> None:
         while not is_over():
             with self._lock:
-                number = next(left, None)
+                number: int | None = next(left, None)
             if number is None:
                 return
             for order in orders(self.plan.seed, number, self.plan.block, self.plan.without):
@@ -106,6 +111,7 @@ class Storm:
                 self.own_faults[fault][_what_came(request, reply)] += 1
             if complaints:
                 self.failed += 1
+                self._tell(f"request {request.number}: {complaints[0][:200]}")
                 if len(self.failures) < MOST_FAILURES:
                     self.failures.append(_told(request, reply, complaints))
 

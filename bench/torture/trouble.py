@@ -6,7 +6,6 @@ import queue
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,10 +88,6 @@ class Troublemaker:
     def aborted_between(self, begin: float, end: float) -> bool:
         """Whether everything was aborted at any moment of this time."""
         return any(first <= end and begin <= last for first, last in list(self._aborts))
-
-    def counts(self) -> dict[str, int]:
-        """Orders so far, by fault."""
-        return dict(Counter(entry.order.fault for entry in self.log))
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sgl_lvspec import late_hooks, main_process, media_checks, media_sources
 from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.flags import config_of
-from sgl_lvspec.scheduler_guard import guard_request, guard_sampling_params, normalize_or_refuse
+from sgl_lvspec.scheduler_guard import guard_batch, guard_request, guard_sampling_params, normalize_or_refuse
 from sgl_lvspec.shown import shown_name
 from sgl_lvspec.verification.settings import read_settings
+from sgl_lvspec.wire_types import require_request_types, require_sampling_types
 
 if TYPE_CHECKING:
     from sglang.srt.server_args import ServerArgs
@@ -32,6 +33,9 @@ def install(server_args: ServerArgs) -> None:
     global _config  # noqa: PLW0603  SGLang hands its hooks no server arguments
     main_process.require(server_args, "LVSPEC", "leave out --speculative-algorithm")
     _config = config_of(server_args)
+    late_hooks.apply(
+        "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments", guard_batch, "before"
+    )
     late_hooks.apply(f"{_SAMPLING_PARAMS}.normalize", normalize_or_refuse, "around")
     late_hooks.apply(f"{_SAMPLING_PARAMS}.verify", check_sampling_params, "after")
     late_hooks.apply(
@@ -44,6 +48,7 @@ def install(server_args: ServerArgs) -> None:
 def check_sampling_params(_result: None, params: Any, /, vocab_size: int) -> None:
     """AFTER hook on `SamplingParams.verify` (srt/sampling/sampling_params.py:252)."""
     check_custom_params(params.custom_params, _config)
+    require_sampling_types(params)
     guard_sampling_params(params, vocab_size)
 
 
@@ -74,6 +79,7 @@ def check_request(_result: None, manager: Any, /, obj: Any, input_ids: list[int]
             "LVSPEC verifies against the target's own logits and runs no custom_logit_processor; found one. "
             "Leave it out, or send the request to a server without --speculative-algorithm."
         )
+    require_request_types(obj)
     guard_request(obj, input_ids, manager.model_config.vocab_size)
 
 

@@ -5,11 +5,40 @@ Called by `request_checks` for each request in the main process; a ValueError be
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Callable, Collection
 from typing import Any
 
+from sgl_lvspec.shown import shown
+
 MAX_TOP_K = 2**31 - 1  # top_k travels as int32
+MAX_SAMPLES = 4096  # each is a request of its own, and SGLang makes the list of them before it looks at any
+RESERVED_RID = "HEALTH_CHECK"  # sglang 0.5.23 srt/constants.py: a busy scheduler drops such requests unanswered
+
+
+def guard_batch(request: Any) -> None:
+    """BEFORE hook on `GenerateReqInput.normalize_batch_and_arguments` (srt/managers/io_struct.py:436).
+
+    Raises:
+        ValueError: more samples than memory holds, or an id that makes the scheduler drop the request.
+    """
+    given = request.sampling_params
+    for params in given if isinstance(given, list) else [given]:
+        number = params.get("n") if isinstance(params, dict) else None
+        if isinstance(number, int) and not 1 <= number <= MAX_SAMPLES:
+            raise ValueError(
+                f"n must be from 1 to {MAX_SAMPLES}; found {shown(number)}. Send several requests for more samples."
+            )
+    if not request.log_metrics:
+        return  # SGLang's own question after its health
+    for rid in request.rid if isinstance(request.rid, list) else [request.rid]:
+        if isinstance(rid, str) and rid.startswith(RESERVED_RID):
+            raise ValueError(
+                f"rid must not begin with {RESERVED_RID}, which SGLang keeps for itself; found {shown(rid)}. "
+                "Name another, or none."
+            )
 
 
 def guard_sampling_params(params: Any, vocab_size: int) -> None:
@@ -22,6 +51,19 @@ def guard_sampling_params(params: Any, vocab_size: int) -> None:
         require_in_vocabulary("stop_token_ids", params.stop_token_ids, vocab_size)
     if params.top_k > MAX_TOP_K:
         raise ValueError(f"top_k must be at most {MAX_TOP_K}; found {params.top_k}. Send -1 for the whole vocabulary.")
+    # Logits are divided by both: by 0 or infinity they become NaN, which no sampler survives.
+    for name in ("temperature", "repetition_penalty"):
+        value = getattr(params, name)
+        if not 0 < _as_float32(value) < math.inf:
+            raise ValueError(
+                f"{name} must be above 0 and finite as a 32-bit number; found {shown(value)}. Send 1 for no change."
+            )
+    for token, bias in (params.logit_bias or {}).items():
+        if not math.isfinite(_as_float32(bias)):
+            raise ValueError(
+                f"logit_bias must hold finite 32-bit numbers; found {shown(bias)} for {shown(token)}. "
+                "Send -100 to ban a token."
+            )
 
 
 def guard_request(request: Any, prompt: list[int] | None, vocab_size: int) -> None:
@@ -50,6 +92,14 @@ def guard_request(request: Any, prompt: list[int] | None, vocab_size: int) -> No
                 f"LVSPEC needs a prompt of tokens, because the draft reads it too and its embeddings are of another "
                 f"width; found {name}. Send text or input_ids, or use a server without --speculative-algorithm."
             )
+
+
+def _as_float32(value: float) -> float:
+    """As tensors hold it; infinite where it is too large, or no number of Python's."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except (OverflowError, struct.error):
+        return math.inf
 
 
 def require_in_vocabulary(name: str, token_ids: Collection[int], vocab_size: int) -> None:

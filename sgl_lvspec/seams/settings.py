@@ -1,14 +1,19 @@
-"""What makes a request strict, and what ends an answer: read from SGLang's request and sampling parameters."""
+"""What makes a request strict, what ends an answer, and what would end the scheduler: read from SGLang's request."""
 
 from __future__ import annotations
 
-from sgl_lvspec.seams.expectation import Contains, Has, Seam
+from sgl_lvspec.seams.expectation import Contains, Equals, Extends, Has, Seam, Signature
 
 _REQ = "sglang.srt.managers.schedule_batch.Req"
 _PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
 _ITEM = "sglang.srt.managers.schedule_batch.MultimodalDataItem"
 _SETTINGS = "verification/settings.py"
 _PROTECTED = "verification/protected.py"
+_REQUESTS = "request_checks.py"
+_GUARD = "scheduler_guard.py"
+_TYPES = "wire_types.py"
+_IO = "sglang.srt.managers.io_struct"
+_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 REQUEST = (
     Seam(_REQ, Has("sampling_params multimodal_inputs grammar"), _SETTINGS, "what makes a request strict"),
@@ -67,4 +72,37 @@ ENDS = (
     ),
 )
 
-SEAMS = REQUEST + ENDS
+GUARDS = (
+    Seam(
+        f"{_IO}.GenerateReqInput.normalize_batch_and_arguments",
+        Signature("(self)"),
+        _REQUESTS,
+        "our BEFORE hook bounds the number of samples, of which a list is made here",
+    ),
+    Seam(f"{_IO}.GenerateReqInput", Has("log_metrics rid sampling_params"), _GUARD, "the request as it was sent"),
+    Seam(
+        f"{_MANAGER}.generate_request", Contains("obj.normalize_batch_and_arguments()"), _GUARD, "all requests pass it"
+    ),
+    Seam(
+        "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX",
+        Equals("'HEALTH_CHECK'"),
+        _GUARD,
+        "a busy scheduler answers no request whose id begins so",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.http_server.health_generate",
+        Contains("GenerateReqInput(rid=rid, input_ids=[0], sampling_params=sampling_params, log_metrics=False)"),
+        _GUARD,
+        "how SGLang's own requests after its health are told from a client's",
+    ),
+    Seam(
+        f"{_IO}.sock_recv",
+        Contains("data = socket.recv(flags=flags)", "return msgpack_decode(data)"),
+        _TYPES,
+        "the scheduler decodes by declared types and handles no error",
+    ),
+    Seam(f"{_IO}.TokenizedGenerateReqInput", Extends("BaseReq"), _TYPES, "the types that travel"),
+    Seam(f"{_IO}.BaseReq", Extends("msgspec.Struct"), _TYPES, "the types that travel"),
+)
+
+SEAMS = REQUEST + ENDS + GUARDS

@@ -14,7 +14,8 @@ VOCABULARY = 896
 
 
 def sampling_params(**fields: Any) -> Any:
-    return SimpleNamespace(**{"min_new_tokens": 0, "stop_token_ids": None, "top_k": 1 << 30} | fields)
+    neutral = {"temperature": 1.0, "repetition_penalty": 1.0, "logit_bias": None}
+    return SimpleNamespace(**{"min_new_tokens": 0, "stop_token_ids": None, "top_k": 1 << 30} | neutral | fields)
 
 
 def guard(prompt: list[int] | None = None, **fields: Any) -> None:
@@ -29,6 +30,8 @@ def guard(prompt: list[int] | None = None, **fields: Any) -> None:
         {"stop_token_ids": {5, 10**9}},  # never met, never written to
         {"stop_token_ids": {5, VOCABULARY - 1}, "min_new_tokens": 3},
         {"stop_token_ids": set(), "min_new_tokens": 3},
+        {"temperature": 1e-6, "repetition_penalty": 2.0, "logit_bias": {"5": -100, "6": 3e38}},
+        {"temperature": 3.4e38},
     ],
 )
 def test_usable_sampling_parameters_pass(fields: dict[str, Any]) -> None:
@@ -41,6 +44,10 @@ def test_usable_sampling_parameters_pass(fields: dict[str, Any]) -> None:
         ({"top_k": 2**31}, r"^top_k must be at most 2147483647; found 2147483648\. Send -1"),
         ({"stop_token_ids": {1, VOCABULARY}, "min_new_tokens": 1}, r"^stop_token_ids must lie in 0\.\.895; found 896"),
         ({"stop_token_ids": {1, -3}, "min_new_tokens": 1}, r"^stop_token_ids must lie in 0\.\.895; found -3"),
+        ({"temperature": 1e39}, r"^temperature must be above 0 and finite as a 32-bit number; found 1e\+39\. Send 1"),
+        ({"repetition_penalty": 1e-46}, r"^repetition_penalty must be above 0 .*; found 1e-46\. Send 1"),
+        ({"logit_bias": {"5": float("nan")}}, r"^logit_bias must hold finite .*; found nan for '5'\. Send -100"),
+        ({"logit_bias": {"5": 0.0, "6": -1e39}}, r"^logit_bias must hold finite .*; found -1e\+39 for '6'\. Send -100"),
     ],
 )
 def test_deadly_sampling_parameters_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -94,3 +101,36 @@ def test_other_errors_keep_their_type() -> None:
 
     with pytest.raises(KeyError):
         scheduler_guard.normalize_or_refuse(fail)
+
+
+def batch(**fields: Any) -> Any:
+    return SimpleNamespace(**{"sampling_params": {}, "rid": None, "log_metrics": True} | fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sampling_params": None},
+        {"sampling_params": {"n": scheduler_guard.MAX_SAMPLES}},
+        {"sampling_params": [{"n": 2}, {}]},
+        {"rid": ["a", "b HEALTH_CHECK"]},
+        {"rid": "HEALTH_CHECK_0", "log_metrics": False},  # SGLang's own
+    ],
+)
+def test_usable_batches_pass(fields: dict[str, Any]) -> None:
+    scheduler_guard.guard_batch(batch(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sampling_params": {"n": 2**31}}, r"^n must be from 1 to 4096; found 2147483648\. Send several"),
+        ({"sampling_params": [{}, {"n": 0}]}, r"^n must be from 1 to 4096; found 0\. "),
+        ({"rid": "HEALTH_CHECK_mine"}, r"^rid must not begin with HEALTH_CHECK, .*; found 'HEALTH_CHECK_mine'\. Name"),
+        ({"rid": ["a", "HEALTH_CHECK"]}, r"^rid must not begin with HEALTH_CHECK"),
+    ],
+)
+def test_batches_that_take_all_memory_or_are_never_answered_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scheduler_guard.guard_batch(batch(**fields))

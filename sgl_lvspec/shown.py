@@ -17,3 +17,9 @@ def shown(value: object) -> str:
 def shown_name(name: str) -> str:
     """A name without quotes, as a part of a longer one."""
     return shown(name)[1:].removesuffix("'").removesuffix('"')
+
+
+def printable(text: str) -> str:
+    """A text of ours that holds some of theirs: cut, half characters escaped."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}..."

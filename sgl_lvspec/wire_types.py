@@ -21,7 +21,7 @@ _NOT_CHECKED = frozenset(
 
 
 @cache
-def _types_of(owner: type) -> Mapping[str, Any]:
+def _types_of(owner: Any) -> Mapping[str, Any]:
     import msgspec
 
     return {field.name: field.type for field in msgspec.structs.fields(owner)}
@@ -29,7 +29,9 @@ def _types_of(owner: type) -> Mapping[str, Any]:
 
 def require_sampling_types(params: Any) -> None:
     """Refuse sampling parameters (`SamplingParams`, normalized) that the scheduler could not decode."""
-    _require(params, _types_of(type(params)))
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    _require(params, _types_of(SamplingParams))
 
 
 def require_request_types(request: Any) -> None:

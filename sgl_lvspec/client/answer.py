@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_lvspec.client.chat import ChatFormat
+from sgl_lvspec.shown import shown
 
 SUMMARY = "lvspec"
 # Keys of `meta_info` with an entry for each returned token (sight.request_sight).
@@ -66,8 +67,17 @@ class Answer:
             The tokens that it brought.
 
         Raises:
-            ValueError: the chunk does not continue what came before.
+            ValueError: the chunk does not continue what came before, or is none of SGLang's.
         """
+        try:
+            return self._add(chunk)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"A chunk must have SGLang's meta_info and output_ids; found {shown(chunk)} "
+                f"({type(error).__name__}: {shown(str(error))}). Is another server at this URL?"
+            ) from error
+
+    def _add(self, chunk: dict[str, Any]) -> list[Token]:
         meta, ids = chunk["meta_info"], chunk.get("output_ids") or []
         num_new = meta["completion_tokens"] - len(self.tokens)
         if not 0 <= num_new <= len(ids):

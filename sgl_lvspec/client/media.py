@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from sgl_lvspec.shown import shown
+
 Kind = Literal["video", "image"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"),
@@ -26,15 +28,18 @@ def kind_of(source: str) -> Kind:
         declared = source[len("data:") :].partition("/")[0]
         if declared in ("video", "image"):
             return declared  # type: ignore[return-value]
-        raise ValueError(f"A data: URL must hold a video or an image; found {source[:40]!r}. Name its type.")
-    path = urlsplit(source).path if source.startswith(URLS) else source
+        raise ValueError(f"A data: URL must hold a video or an image; found {shown(source[:40])}. Name its type.")
+    try:
+        path = urlsplit(source).path if source.startswith(URLS) else source
+    except ValueError as error:
+        raise ValueError(f"A URL must be one; found {shown(source)} ({error}). Correct it.") from error
     suffix = Path(path).suffix.lower()
     for kind, suffixes in SUFFIXES.items():
         if suffix in suffixes:
             return kind
     known = ", ".join(end for suffixes in SUFFIXES.values() for end in suffixes)
     raise ValueError(
-        f"A video or image must end in one of {known}; found {source[:200]}. Convert or rename a file; say of a "
+        f"A video or image must end in one of {known}; found {shown(source)}. Convert or rename a file; say of a "
         "URL what it holds."
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sgl_lvspec.relevance.identity import ModelIdentity, identify
+from sgl_lvspec.shown import printable
 
 FORMAT = 1
 FILE_NAME = "lvspec.json"  # in the target's folder, where a server looks for it
@@ -151,9 +152,9 @@ def read_calibration(path: Path) -> Calibration:
         document = json.loads(
             path.read_text(encoding="utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repetition
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"--lvspec-calibration must name a file of strict JSON; found {path}: {error}. "
+            f"--lvspec-calibration must name a file of strict JSON; found {path}: {printable(str(error))}. "
             "Write it with `lvspec calibrate`."
         ) from error
     try:
@@ -266,10 +267,14 @@ def _integer(value: Any, what: str) -> int:
 def _number(value: Any, what: str, *, keep: bool = False) -> Any:
     if not isinstance(value, int | float) or isinstance(value, bool):
         _refuse(f"numbers for {what}", repr(value)[:80])
-    return value if keep else float(value)
+    try:
+        return value if keep else float(value)
+    except OverflowError:
+        _refuse(f"numbers for {what}", printable(str(value)))
 
 
 def _refuse(required: str, found: str) -> NoReturn:
+    found = printable(found)
     raise ValueError(f"A calibration file must have {required}; found {found}. Write it again with `lvspec calibrate`.")
 
 

@@ -15,6 +15,7 @@ from bench.torture.question import CHAT
 from bench.torture.request import ABORT, HANG_UP, HEALTH, Request
 
 LIMIT_S = 180.0  # a request that takes longer hangs
+HEALTH_LIMIT_S = 45.0  # SGLang gives itself 20
 
 
 @dataclass
@@ -69,7 +70,7 @@ def ask(url: str, request: Request) -> Reply:
     limit = request.after_s if request.trouble == HANG_UP else LIMIT_S
     try:
         if request.kind == HEALTH:
-            reply.status = requests.get(url + request.path, timeout=LIMIT_S).status_code
+            reply.status = requests.get(url + request.path, timeout=HEALTH_LIMIT_S).status_code
         else:
             exchange(url, request, reply, limit)
     except requests.exceptions.RequestException as error:

@@ -99,9 +99,11 @@ class Storm:
         finally:
             with self._lock:
                 self._in_flight -= 1
-        was_aborted = request.trouble == ABORT or self.trouble.aborted_between(reply.sent, reply.ended)
+        span = (reply.sent, reply.ended)
+        was_aborted = request.trouble == ABORT or self.trouble.aborted_between(*span)
+        was_set_back = self.trouble.set_back_between(*span)
         try:
-            complaints = self.judge.complaints(request, reply, was_aborted)
+            complaints = self.judge.complaints(request, reply, was_aborted=was_aborted, was_set_back=was_set_back)
         except Exception as error:  # an answer of another shape must not end a client in silence
             complaints = [f"the answer cannot be read: {type(error).__name__}: {error}"]
         with self._lock:

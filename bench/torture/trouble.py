@@ -57,6 +57,7 @@ class Troublemaker:
         self._rng = random.Random(f"trouble {seed}")
         self._orders: queue.Queue[Order | None] = queue.Queue()
         self._aborts: list[tuple[float, float]] = []  # when everything was being aborted
+        self._set_back: list[float] = []  # when the time of day was
         self._began = time.monotonic()
         self._thread: threading.Thread | None = None
 
@@ -75,6 +76,7 @@ class Troublemaker:
         if self._thread is not None:
             self._thread.join()
         post(f"{self._url}/continue_generation", {})
+        self._set_back.append(time.monotonic())
         self._board.write("wall_s", 0.0)
 
     def settle(self) -> None:
@@ -88,6 +90,10 @@ class Troublemaker:
     def aborted_between(self, begin: float, end: float) -> bool:
         """Whether everything was aborted at any moment of this time."""
         return any(first <= end and begin <= last for first, last in list(self._aborts))
+
+    def set_back_between(self, begin: float, end: float) -> bool:
+        """Whether the server's time of day was set back in this time."""
+        return any(begin <= moment <= end for moment in list(self._set_back))
 
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:
@@ -112,6 +118,8 @@ class Troublemaker:
                 self._post("abort_request", {"abort_all": True})
         elif fault == faults.WALL_CLOCK:
             entry.hit, entry.saw = True, f"{self._board.read('wall_s'):g} s -> {order.amount} s"
+            if order.amount < self._board.read("wall_s"):
+                self._set_back.append(time.monotonic())
             self._board.write("wall_s", float(order.amount))
         elif fault == faults.FORWARD_CLOCK:
             entry.hit, entry.saw = True, f"{order.amount} s at once"

@@ -38,12 +38,19 @@ class Judge:
     outcomes: Counter[str] = field(default_factory=Counter)
     _lock: Any = field(default_factory=Lock)
 
-    def complaints(self, request: Request, reply: Reply, was_aborted: bool) -> list[str]:
+    def complaints(
+        self, request: Request, reply: Reply, *, was_aborted: bool = False, was_set_back: bool = False
+    ) -> list[str]:
         """All that is wrong.
 
         Args:
             was_aborted: an abort of everything, or of this request, was sent while it ran.
+            was_set_back: the time of day was set back while it ran.
         """
+        if request.kind == HEALTH and was_set_back and reply.status is None:
+            # http_server.py: health_generate waits until its time is over, and the time of day is not.
+            self._count("health check hung, because SGLang waits by the time of day and that was set back")
+            return []
         if request.kind == HEALTH:
             self._count("health check answered")
             return (

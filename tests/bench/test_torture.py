@@ -159,7 +159,7 @@ def complaints(
     settings = settings or {"mode": "strict"}
     kind = STRICT if settings.get("mode") == "strict" else LOOSE
     request = Request(1, kind, asked.path, asked.body, asked, {**settings, "labels": True})
-    return judge.complaints(request, Reply(0.0, 1.0, 200, [answer]), was_aborted)
+    return judge.complaints(request, Reply(0.0, 1.0, 200, [answer]), was_aborted=was_aborted)
 
 
 ABORTED = {"type": "abort", "message": "x"}
@@ -246,7 +246,14 @@ class TestJudge:
         assert not judge.complaints(request, Reply(0.0, 1.0, 503, error="Aborted"), was_aborted=True)
         assert judge.complaints(Request(1, BAD, CHAT, {}), Reply(0.0, 1.0, 500), was_aborted=False)
         assert not judge.complaints(Request(1, BAD, CHAT, {}), Reply(0.0, 1.0, 422), was_aborted=False)
-        assert judge.complaints(Request(1, HEALTH, "/health", {}), Reply(0.0, 1.0, 503), was_aborted=False)
+
+    def test_a_health_check(self, judge: Judge) -> None:
+        request = Request(1, HEALTH, "/health", {})
+        assert judge.complaints(request, Reply(0.0, 1.0, 200)) == []
+        assert judge.complaints(request, Reply(0.0, 1.0, 503), was_set_back=True)
+        assert judge.complaints(request, Reply(0.0, 45.0, error="timed out"))
+        assert not judge.complaints(request, Reply(0.0, 45.0, error="timed out"), was_set_back=True)
+        assert any("time of day" in outcome for outcome in judge.outcomes)
 
 
 def test_probes_can_be_compared(questions: list[Question]) -> None:

@@ -10,9 +10,9 @@ import json
 import logging
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sgl_lvspec import SGLANG_TESTED, ranks
+from sgl_lvspec import SGLANG_TESTED, modes, ranks
 from sgl_lvspec.attention import CPU_BACKEND
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.graphs import sglang_waits
@@ -28,32 +28,6 @@ DEFAULT_NUM_STEPS = 10  # K of the paper (LVSpec, arXiv 2604.05650, section 4)
 DEFAULT_MAX_RUNNING_REQUESTS = 48  # what SGLang sets for STANDALONE (speculative_hook.py:1086)
 
 _CPU_DEFAULTS = ("intel_amx", "torch_native")  # what SGLang resolves to on CPU (arg_groups/platform_hook.py:158)
-
-# Field, value it must have, flag as the user types it, why, what to do.
-_REQUIRED: tuple[tuple[str, Any, str, str], ...] = (
-    (
-        "speculative_use_rejection_sampling",
-        False,
-        "--speculative-use-rejection-sampling",
-        "the draft's chain is greedy",
-    ),
-    ("speculative_accept_threshold_single", 1.0, "--speculative-accept-threshold-single", "it loosens uncounted"),
-    ("speculative_accept_threshold_acc", 1.0, "--speculative-accept-threshold-acc", "it loosens uncounted"),
-    ("enable_watermark", False, "--enable-watermark", "it counts SGLang's own acceptance, not the rule's"),
-    ("speculative_adaptive", False, "--speculative-adaptive", "the chain's length is fixed"),
-    ("speculative_token_map", None, "--speculative-token-map", "the draft uses its own head"),
-    ("enable_multi_layer_eagle", False, "--enable-multi-layer-eagle", "the draft is a whole model"),
-    ("attn_dp_size", 1, "--attn-dp-size", "idle ranks would have to draft along"),
-    ("pp_size", 1, "--pp-size", "the draft runs beside the whole target"),
-    ("enable_two_batch_overlap", False, "--enable-two-batch-overlap", "a verified batch is not split"),
-    ("enable_hierarchical_cache", False, "--enable-hierarchical-cache", "the draft's KV does not follow to the host"),
-    ("enable_unified_cache_external_linker", False, "--enable-unified-cache-external-linker", "the draft's KV stays"),
-    ("enable_lmcache", False, "--enable-lmcache", "the draft's KV does not follow to the host"),
-    ("enable_hisparse", False, "--enable-hisparse", "the draft's KV does not follow to the host"),
-    ("enable_unified_memory", False, "--enable-unified-memory", "target and draft share slot numbers"),
-    ("disaggregation_mode", "null", "--disaggregation-mode", "the draft's KV is not transferred"),
-    ("decoupled_spec_role", "null", "--decoupled-spec-role", "target and draft share one process"),
-)
 
 
 def validate(server_args: ServerArgs) -> None:
@@ -72,10 +46,7 @@ def validate(server_args: ServerArgs) -> None:
     if topk not in (None, 1):
         raise ValueError(f"LVSPEC needs --speculative-eagle-topk 1; found {topk}. Drop the flag or set it to 1.")
     _require_chain_lengths(server_args)
-    for field, value, flag, reason in _REQUIRED:
-        found = getattr(server_args, field)
-        if found != value:
-            raise ValueError(f"LVSPEC needs {flag} at {value!r} ({reason}); found {found!r}. Drop the flag.")
+    modes.refuse_unsupported(server_args)
     _require_attention_backend(server_args)
     if server_args.device != "cpu" and config_of(server_args).cascade == "on":
         raise ValueError(

@@ -16,6 +16,7 @@ from sgl_lvspec.seams import (
     frontend,
     graphs,
     media,
+    modes,
     plugin,
     relevance,
     settings,
@@ -33,6 +34,7 @@ __all__ = ["FLASHINFER_SEAMS", "SEAMS", "Seam", "SourceTree", "check", "find_bro
 SEAMS: tuple[Seam, ...] = (
     plugin.SEAMS
     + startup.SEAMS
+    + modes.SEAMS
     + drafting.SEAMS
     + graphs.SEAMS
     + context.SEAMS

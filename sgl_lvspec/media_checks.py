@@ -72,9 +72,30 @@ async def check_media(load: Callable[..., Awaitable[Any]], processor: Any, /, *a
                 f"The prompt must hold a placeholder for each {kind}; found {len(read)} for {len(given)}. "
                 "Add the missing ones, or use /v1/chat/completions, which places them."
             )
+        check_placeholders(loaded.input_text, getattr(processor._processor, f"{kind}_token", None), len(read), kind)
     for number, video in enumerate(loaded.videos, 1):
         check_video(video, number, processor.video_config)
     return loaded
+
+
+def check_placeholders(text: str | None, token: str | None, number: int, kind: str) -> None:
+    """Refuse more placeholders than media, which a user may have typed.
+
+    SGLang counts a placeholder with its frame (<|vision_start|>...<|vision_end|>), transformers counts the bare token
+    (processing_utils.py:906). For one that is too many it raises StopIteration, which no future can carry, so the
+    request is never answered.
+
+    Args:
+        text: what transformers will expand; None where ids are taken as they are.
+        token: the placeholder as transformers knows it.
+        number: how many media of this kind there are.
+    """
+    placed = text.count(token) if text and token else 0
+    if placed > number:
+        raise ValueError(
+            f"The prompt must hold one placeholder for each {kind}; found {placed} {kind} placeholders but {number} "
+            f"{kind}{'' if number == 1 else 's'}. Take {token} out of the text, or send what it stands for."
+        )
 
 
 def check_video(video: Any, number: int, video_config: dict[str, Any]) -> None:

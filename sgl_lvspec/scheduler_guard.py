@@ -51,6 +51,11 @@ def guard_sampling_params(params: Any, vocab_size: int) -> None:
         require_in_vocabulary("stop_token_ids", params.stop_token_ids, vocab_size)
     if params.top_k > MAX_TOP_K:
         raise ValueError(f"top_k must be at most {MAX_TOP_K}; found {params.top_k}. Send -1 for the whole vocabulary.")
+    if (params.beam_width or 1) > 1:  # SGLang refuses it, too, but as an answer with a 200 where it streams
+        raise ValueError(
+            f"LVSPEC searches no beams; found beam_width {shown(params.beam_width)}. Leave it out, or use a server "
+            "without --speculative-algorithm."
+        )
     # Logits are divided by both: by 0 or infinity they become NaN, which no sampler survives.
     for name in ("temperature", "repetition_penalty"):
         value = getattr(params, name)

@@ -5,7 +5,7 @@ The message goes back as JSON and into the server's log. Half a surrogate pair w
 
 from __future__ import annotations
 
-LONGEST = 160
+LONGEST = 200
 
 
 def shown(value: object) -> str:

@@ -63,7 +63,13 @@ def _fuzz(options: argparse.Namespace, target: Target, web: str, folder: Path, a
     campaign.learn()
     began = time.monotonic()
 
+    told = 0
+
     def progress(running: Campaign) -> None:
+        nonlocal told
+        for fault in running.faults[told:]:
+            print(f"\n  {fault.verdict}: --seed {options.seed} --only {fault.number} {fault.kinds} {fault.why[:160]}")
+        told = len(running.faults)
         rate = len(running.results) / (time.monotonic() - began)
         counts = ", ".join(f"{name} {count}" for name, count in running.counts().most_common())
         end = "\n" if not sys.stdout.isatty() else ""

@@ -103,8 +103,9 @@ class Target:
             if time.monotonic() > deadline:
                 return False, self._held()
             time.sleep(0.5)
-        time.sleep(2.0)  # its idle checks
-        held = self._held()
+        while any((held := self._held()).values()) and time.monotonic() < deadline:
+            time.sleep(1.0)  # an idle server writes its gauges now and then
+        time.sleep(2.0)  # its idle checks, which end it where something was lost
         return self.is_up() and not any(held.values()), held
 
     def _held(self) -> dict[str, float]:

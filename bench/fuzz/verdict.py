@@ -82,12 +82,14 @@ def _judge_success(payload: Payload, reply: Reply) -> Verdict:
     return next((found for found in map(_judge_answer, answers) if found.is_fault), Verdict(OK))
 
 
-def _judge_answer(body: Any) -> Verdict:
+def _judge_answer(body: Any, *, is_event: bool = False) -> Verdict:
     """An answer of `/generate`, or all choices of the others."""
     if not isinstance(body, dict):
         return Verdict(WRONG, f"no object: {str(body)[:200]}")
     if "meta_info" in body:
         reason = body["meta_info"].get("finish_reason") or {}
+        if is_event and reason.get("type") == "abort" and 400 <= int(reason.get("status_code") or 0) < 500:
+            return Verdict(REFUSED)  # a stream has said 200 by then
         return Verdict(OK) if reason.get("type") in ENDS else Verdict(WRONG, f"finish reason {reason}")
     choices = body.get("choices")
     if not choices:
@@ -109,7 +111,8 @@ def _judge_events(path: str, events: list[Any]) -> Verdict:
         return Verdict(REFUSED) if is_clear else Verdict(WRONG, f"errors in a stream: {str(errors)[:200]}")
     if path == GENERATE:
         last: dict[int, Any] = {event.get("index", 0): event for event in events[:-1]}
-        return next((found for found in map(_judge_answer, last.values()) if found.is_fault), Verdict(OK))
+        judged = [_judge_answer(event, is_event=True) for event in last.values()]
+        return next((found for found in judged if found.name != OK), Verdict(OK))
     reasons = {choice.get("finish_reason") for event in events[:-1] for choice in event.get("choices") or ()} - {None}
     return Verdict(OK) if reasons and reasons <= CHAT_ENDS else Verdict(WRONG, f"finish reasons {reasons} in a stream")
 

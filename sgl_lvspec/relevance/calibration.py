@@ -274,7 +274,7 @@ def _number(value: Any, what: str, *, keep: bool = False) -> Any:
 
 
 def _refuse(required: str, found: str) -> NoReturn:
-    found = printable(found)
+    required, found = printable(required), printable(found)
     raise ValueError(f"A calibration file must have {required}; found {found}. Write it again with `lvspec calibrate`.")
 
 

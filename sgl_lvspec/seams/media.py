@@ -114,10 +114,11 @@ CHECKS = (
     ),
     Seam(
         "sglang.srt.multimodal.processors.base_processor.BaseMultiModalProcessorOutput",
-        Has("images videos"),
+        Has("images videos input_text"),
         _MEDIA,
-        "our AROUND hook compares what was sent with what was read",
+        "our AROUND hook compares what was sent with what was read, and with the text's placeholders",
     ),
+    Seam(_PROCESSOR, Has("_processor"), _MEDIA, "transformers' processor, which expands bare placeholder tokens"),
     Seam(_VIDEO, Has("avg_fps frame_shape get_frames_as_tensor __len__"), _MEDIA, "an open video"),
     Seam(f"{_VIDEO}.get_frames_as_tensor", Signature("(self, indices)"), _MEDIA, "our AROUND hook reads the frames"),
     Seam(

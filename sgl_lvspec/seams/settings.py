@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgl_lvspec.seams.expectation import Contains, Equals, Extends, Has, Seam, Signature
+from sgl_lvspec.seams.expectation import Contains, Extends, Has, Seam, Signature
 
 _REQ = "sglang.srt.managers.schedule_batch.Req"
 _PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams"
@@ -13,7 +13,6 @@ _REQUESTS = "request_checks.py"
 _GUARD = "scheduler_guard.py"
 _TYPES = "wire_types.py"
 _IO = "sglang.srt.managers.io_struct"
-_MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 
 REQUEST = (
     Seam(_REQ, Has("sampling_params multimodal_inputs grammar"), _SETTINGS, "what makes a request strict"),
@@ -80,15 +79,6 @@ GUARDS = (
         "our BEFORE hook bounds the number of samples, of which a list is made here",
     ),
     Seam(f"{_IO}.GenerateReqInput", Has("log_metrics rid sampling_params"), _GUARD, "the request as it was sent"),
-    Seam(
-        f"{_MANAGER}.generate_request", Contains("obj.normalize_batch_and_arguments()"), _GUARD, "all requests pass it"
-    ),
-    Seam(
-        "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX",
-        Equals("'HEALTH_CHECK'"),
-        _GUARD,
-        "a busy scheduler answers no request whose id begins so",
-    ),
     Seam(
         "sglang.srt.entrypoints.http_server.health_generate",
         Contains("GenerateReqInput(rid=rid, input_ids=[0], sampling_params=sampling_params, log_metrics=False)"),

@@ -218,3 +218,31 @@ def _png(width: int, height: int) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (width, height)).save(sink, "PNG")
     return sink.getvalue()
+
+
+class TestPlaceholders:
+    """transformers raises StopIteration for one that is too many, and the request would never be answered."""
+
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("a <|image_pad|> b", 1),
+            ("<|image_pad|><|image_pad|>", 2),
+            ("<|image_pad|>", 3),
+            (None, 0),
+            ("", 0),
+            ("a", 0),
+        ],
+    )
+    def test_enough_media(self, text: str | None, number: int) -> None:
+        media_checks.check_placeholders(text, "<|image_pad|>", number, "image")
+        media_checks.check_placeholders(text, None, 0, "image")
+
+    @pytest.mark.parametrize(("number", "media"), [(0, "0 images"), (1, "1 image")])
+    def test_too_many(self, number: int, media: str) -> None:
+        text = "<|vision_start|><|image_pad|><|vision_end|>What is <|image_pad|>?"
+        message = (
+            rf"^The prompt must hold one placeholder .*; found 2 image placeholders but {media}\. Take <\|image_pad"
+        )
+        with pytest.raises(ValueError, match=message):
+            media_checks.check_placeholders(text, "<|image_pad|>", number, "image")

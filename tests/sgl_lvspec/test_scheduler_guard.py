@@ -14,7 +14,7 @@ VOCABULARY = 896
 
 
 def sampling_params(**fields: Any) -> Any:
-    neutral = {"temperature": 1.0, "repetition_penalty": 1.0, "logit_bias": None}
+    neutral = {"temperature": 1.0, "repetition_penalty": 1.0, "logit_bias": None, "beam_width": None}
     return SimpleNamespace(**{"min_new_tokens": 0, "stop_token_ids": None, "top_k": 1 << 30} | neutral | fields)
 
 
@@ -32,6 +32,7 @@ def guard(prompt: list[int] | None = None, **fields: Any) -> None:
         {"stop_token_ids": set(), "min_new_tokens": 3},
         {"temperature": 1e-6, "repetition_penalty": 2.0, "logit_bias": {"5": -100, "6": 3e38}},
         {"temperature": 3.4e38},
+        {"beam_width": 1},
     ],
 )
 def test_usable_sampling_parameters_pass(fields: dict[str, Any]) -> None:
@@ -44,6 +45,7 @@ def test_usable_sampling_parameters_pass(fields: dict[str, Any]) -> None:
         ({"top_k": 2**31}, r"^top_k must be at most 2147483647; found 2147483648\. Send -1"),
         ({"stop_token_ids": {1, VOCABULARY}, "min_new_tokens": 1}, r"^stop_token_ids must lie in 0\.\.895; found 896"),
         ({"stop_token_ids": {1, -3}, "min_new_tokens": 1}, r"^stop_token_ids must lie in 0\.\.895; found -3"),
+        ({"beam_width": 2}, r"^LVSPEC searches no beams; found beam_width 2\. Leave it out"),
         ({"temperature": 1e39}, r"^temperature must be above 0 and finite as a 32-bit number; found 1e\+39\. Send 1"),
         ({"repetition_penalty": 1e-46}, r"^repetition_penalty must be above 0 .*; found 1e-46\. Send 1"),
         ({"logit_bias": {"5": float("nan")}}, r"^logit_bias must hold finite .*; found nan for '5'\. Send -100"),

@@ -41,7 +41,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture fuzz check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -115,6 +115,10 @@ gpu-bench:  ## Speed of each kernel beside the GPU's memory, share of a round (O
 torture: environment  ## MINUTES of hostile traffic on a sabotaged server, judged (SEED= OUT=; ARGS="--replay file.json")
 	@$(venv_python) -m bench.torture --minutes $(call quoted,MINUTES) --seed $(call quoted,SEED) \
 		--out $(or $(OUT),build/torture.json) $(ARGS)
+
+fuzz: environment  ## N odd requests to a server, each judged (SEED= OUT=; ARGS="--only 17" replays one)
+	@$(venv_python) -m bench.fuzz --requests $(if $(filter file,$(origin N)),2000,$(call quoted,N)) \
+		--seed $(call quoted,SEED) --out $(or $(OUT),build/fuzz.json) $(call flag,--url,URL1) $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
 	@failed=0; \

@@ -41,7 +41,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture fuzz check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture audit fuzz check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -134,6 +134,9 @@ fmt: environment  ## Format the code and repair what the linter can
 
 demo-pair: environment  ## Train the demo pair anew (ARGS= go to demo.train)
 	@$(venv_python) -m demo.train $(ARGS)
+
+audit: environment  ## Look up known vulnerabilities of everything that is pinned (ARGS="--device cpu --service osv")
+	@$(venv_python) -m tools.audit $(ARGS)
 
 clean:  ## Remove what make made: .venv, caches, build output
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist *.egg-info cpu_engine/src/*.egg-info

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import mimetypes
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from demo.user_error import UserError
 
 CLIPS = Path("demo/clips")
 NO_MEDIA = "none"
+API_KEY_VARIABLE = "LVSPEC_API_KEY"
 DEFAULT_QUESTIONS = {"video": "What happens in this clip?", "image": "Describe the image.", "text": "Who are you?"}
 KINDS = {
     "video": (".mp4", ".mov", ".mkv", ".webm", ".avi"),
@@ -89,11 +91,12 @@ def chosen_media(video: str | None, image: str | None) -> list[tuple[str, str]]:
     return [(kind, name) for kind, name in (("video", video), ("image", image)) if name and name != NO_MEDIA]
 
 
-def connect(url: str) -> openai.OpenAI:
+def connect(url: str, api_key: str | None = None) -> openai.OpenAI:
     """Client for the server at `url`; no proxy is asked for what is on this machine."""
     is_loopback = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     transport = httpx.Client(trust_env=not is_loopback, timeout=httpx.Timeout(600, connect=5))
-    return openai.OpenAI(base_url=url.rstrip("/") + "/v1", api_key="none", max_retries=0, http_client=transport)
+    base_url, key = url.rstrip("/") + "/v1", api_key or "none"
+    return openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, http_client=transport)
 
 
 def stream(client: openai.OpenAI, model: str, messages: list[Any], max_tokens: int) -> Answer:
@@ -164,7 +167,7 @@ def said_by_server(error: openai.APIError) -> str:
 def ask(options: argparse.Namespace) -> None:
     """Hold the conversation; whatever the network or the server refuses becomes a UserError."""
     try:
-        converse(connect(options.url), options)
+        converse(connect(options.url, options.api_key), options)
     except openai.APIConnectionError as error:
         raise UserError(
             f"a server at {options.url}", str(error.__cause__ or error), "start one: make serve (or name it: URL=...)"
@@ -173,7 +176,9 @@ def ask(options: argparse.Namespace) -> None:
         raise UserError(
             "a request that the server accepts",
             f"HTTP {error.status_code}: {said_by_server(error)}",
-            "change the request as the server says",
+            f"name the server's API key: {API_KEY_VARIABLE}=... make ask"
+            if error.status_code in (401, 403)
+            else "change the request as the server says",
         ) from error
     except (openai.APIError, httpx.HTTPError) as error:
         said = said_by_server(error) if isinstance(error, openai.APIError) else str(error)
@@ -184,6 +189,9 @@ def main() -> int:
     """Command line; 0 = answered, 1 = an error that was explained, 130 = interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="where the server is")
+    parser.add_argument(
+        "--api-key", default=os.environ.get(API_KEY_VARIABLE), help=f"the server's; better in {API_KEY_VARIABLE}"
+    )
     parser.add_argument("--model", help="name of the model (default: the first that the server lists)")
     parser.add_argument("--video", help=f"video file; {NO_MEDIA}: text only (default: the first of {CLIPS}/)")
     parser.add_argument("--image", help="image file")

@@ -26,6 +26,7 @@ from demo.user_error import UserError
 HOST = "127.0.0.1"
 DEMO_MODEL = "demo-pair"  # the name that clients of the demo pair may use
 DEMO_TARGET = "demo/pair/target"
+KEY_FLAGS = ("--api-key", "--admin-api-key")
 STOP_LIMIT_S = 20
 POLL_S = 2  # a question in the log every other second is enough
 SIGN_OF_LIFE_S = 30
@@ -104,6 +105,19 @@ def command_for(options: argparse.Namespace, is_cpu: bool) -> list[str]:
     return [*command, *(CPU_FLAGS if is_cpu else ()), *options.more]
 
 
+def without_keys(command: list[str]) -> list[str]:
+    """The command as it is shown: an API key is for the server alone."""
+    shown: list[str] = []
+    for word in command:
+        if shown and shown[-1] in KEY_FLAGS:
+            shown.append("...")
+        elif word.partition("=")[0] in KEY_FLAGS and "=" in word:
+            shown.append(word.partition("=")[0] + "=...")
+        else:
+            shown.append(word)
+    return shown
+
+
 def environment_for(options: argparse.Namespace, is_cpu: bool) -> dict[str, str]:
     """The child's environment; what the user has set stays."""
     defaults = {}
@@ -158,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
             check_model(path, variable)
     check_port(options.port)
     command = command_for(options, is_cpu)
-    print("$ " + shlex.join(["python", *command[1:]]), flush=True)
+    print("$ " + shlex.join(["python", *without_keys(command[1:])]), flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)

@@ -12,6 +12,7 @@ Prints each choice's mean log-probability a token. Scores are the target's own, 
 """
 
 import argparse
+import os
 import sys
 
 import sglang as sgl
@@ -30,9 +31,10 @@ def background(s, clip):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("LVSPEC_API_KEY"), help="or in LVSPEC_API_KEY")
     parser.add_argument("--video", default="demo/clips/bounce.mp4")
     options = parser.parse_args()
-    state = background.run(options.video, backend=VideoEndpoint(options.url))
+    state = background.run(options.video, backend=VideoEndpoint(options.url, options.api_key))
     if state.error():
         sys.exit(str(state.error()))
     for color, score in zip(COLORS, state.get_meta_info("color")["normalized_prompt_logprobs"], strict=True):

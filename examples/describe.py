@@ -9,6 +9,7 @@ Prints the answer as it is streamed, with mode, T and the share of loosened toke
 """
 
 import argparse
+import os
 import sys
 
 import sglang as sgl
@@ -25,9 +26,10 @@ def describe(s, clip):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("LVSPEC_API_KEY"), help="or in LVSPEC_API_KEY")
     parser.add_argument("--video", default="demo/clips/two-events.mp4")
     options = parser.parse_args()
-    server = VideoEndpoint(options.url)
+    server = VideoEndpoint(options.url, options.api_key)
     # Made here: a streamed program runs in a thread, where nobody is told of a missing file.
     clip = video(options.video)
 

@@ -11,6 +11,7 @@ each answer with how many of its prompt's tokens were cached: all but the questi
 """
 
 import argparse
+import os
 import sys
 
 import sglang as sgl
@@ -37,9 +38,10 @@ def ask_all(s, clip, questions):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("LVSPEC_API_KEY"), help="or in LVSPEC_API_KEY")
     parser.add_argument("--video", default="demo/clips/two-events.mp4")
     options = parser.parse_args()
-    state = ask_all.run(options.video, QUESTIONS, backend=VideoEndpoint(options.url))
+    state = ask_all.run(options.video, QUESTIONS, backend=VideoEndpoint(options.url, options.api_key))
     if state.error():
         sys.exit(str(state.error()))
     for question, (answer, meta) in zip(QUESTIONS, state.ret_value, strict=True):

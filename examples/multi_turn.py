@@ -10,6 +10,7 @@ Prints each answer with how many of its prompt's tokens were cached:
 """
 
 import argparse
+import os
 import sys
 
 import sglang as sgl
@@ -29,9 +30,10 @@ def converse(s, clip, questions):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("LVSPEC_API_KEY"), help="or in LVSPEC_API_KEY")
     parser.add_argument("--video", default="demo/clips/bounce.mp4")
     options = parser.parse_args()
-    state = converse.run(options.video, QUESTIONS, backend=VideoEndpoint(options.url))
+    state = converse.run(options.video, QUESTIONS, backend=VideoEndpoint(options.url, options.api_key))
     if state.error():
         sys.exit(str(state.error()))
     for number, question in enumerate(QUESTIONS):

@@ -12,6 +12,7 @@ whole summaries and labels come with `return_meta_info`, in chats that are not s
 
 import argparse
 import base64
+import os
 import sys
 from pathlib import Path
 
@@ -43,9 +44,10 @@ def ask(client: openai.OpenAI, model: str, messages: list, lvspec: dict | None) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
+    parser.add_argument("--api-key", default=os.environ.get("LVSPEC_API_KEY"), help="or in LVSPEC_API_KEY")
     parser.add_argument("--video", default="demo/clips/passing.mp4")
     options = parser.parse_args()
-    client = openai.OpenAI(base_url=options.url.rstrip("/") + "/v1", api_key="none")
+    client = openai.OpenAI(base_url=options.url.rstrip("/") + "/v1", api_key=options.api_key or "none")
     model = client.models.list().data[0].id
 
     # A data: URL, so that the server need not share our disk. The video comes first: later turns begin with the same

@@ -29,6 +29,7 @@ POLL_S = 0.3
 TAIL_LINES = 30
 SERVER_FLAGS = ("--max-running-requests", "8")
 REASON = re.compile(r'reason="(\w+)"')
+API_KEY_VARIABLE = "LVSPEC_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -96,13 +97,16 @@ class Server:
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        for name, value in key_header().items():
+            request.add_unredirected_header(name, value)
         # What is on this machine is never asked for through a proxy.
         proxies = urllib.request.ProxyHandler({} if is_loopback(self.url) else None)
         try:
             with urllib.request.build_opener(proxies).open(request, timeout=timeout_s) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{self.url}{path} answers {error.code}: {error.read()[:300]!r}") from error
+            key = f" Name the server's API key in {API_KEY_VARIABLE}." if error.code in (401, 403) else ""
+            raise ServerError(f"{self.url}{path} answers {error.code}: {error.read()[:300]!r}{key}") from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise ServerError(f"{self.url}{path} does not answer: {error}") from error
 
@@ -158,6 +162,12 @@ class Server:
             return {}
         said = json.loads(self.call("/detokenize", {"model": "default", "tokens": [[token] for token in ids]}))
         return dict(zip(ids, said["text"], strict=True))
+
+
+def key_header() -> dict[str, str]:
+    """The servers' API key, where there is one: it comes in the environment, as results hold the command line."""
+    key = os.environ.get(API_KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def is_loopback(url: str) -> bool:

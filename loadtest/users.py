@@ -17,6 +17,7 @@ from geventhttpclient.response import HTTPParseError
 from locust import FastHttpUser
 
 from loadtest.api import Api
+from loadtest.arms import key_header
 from loadtest.conversation import Conversation
 from loadtest.record import CUT_OFF, HUNG_UP, Record
 from loadtest.stream import StreamError, events, lines_of
@@ -103,7 +104,7 @@ class VideoUser(FastHttpUser):
         """Send the request and take in the answer; whatever goes wrong is written into the record."""
         name = f"{api.path} {talk.scenario}"
         with self.client.post(
-            api.path, name=name, data=body, headers=HEADERS, stream=True, catch_response=True
+            api.path, name=name, data=body, headers=HEADERS | key_header(), stream=True, catch_response=True
         ) as response:
             try:
                 self._check(response)

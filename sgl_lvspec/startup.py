@@ -70,10 +70,11 @@ def validate(server_args: ServerArgs) -> None:
     _examine_calibration(server_args)
     _warn_of_inherited_penalty(server_args)
 
-    from sgl_lvspec import request_checks
+    from sgl_lvspec import api_key, request_checks
     from sgl_lvspec.sight import response
 
     request_checks.install(server_args)
+    api_key.install(server_args)
     response.install()
 
 

@@ -14,6 +14,7 @@ ON_THEIR_OWN = (
     "test_context.py",
     "test_long_video.py",
     "test_qwen3_vl.py",
+    "test_security.py",
     "test_slots.py",
     "test_torture.py",
 )

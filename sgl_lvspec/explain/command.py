@@ -77,7 +77,7 @@ async def _explain(options: argparse.Namespace) -> None:
     runs = about.get("speculative_algorithm")
     if runs != ALGORITHM:
         raise ValueError(
-            f"explain needs a server that runs {ALGORITHM}; found speculation {runs} at {options.url}. "
+            f"explain needs a server that runs {ALGORITHM}; found speculation {runs} at {server.shown}. "
             f"Start it with --speculative-algorithm {ALGORITHM} (make serve does)."
         )
     chat = ChatFormat.load(
@@ -105,7 +105,7 @@ async def _explain(options: argparse.Namespace) -> None:
         print(json.dumps({"question": question, "asked": as_json(asked), "strict": strict and as_json(strict)}))
         return
     screen = Screen(options.color)
-    screen.heading(options.media, question, about["served_model_name"], options.url)
+    screen.heading(options.media, question, about["served_model_name"], server.shown)
     asked = await ask(settings, screen.token)
     screen.explained(asked)
     if not options.no_strict and not asked.is_strict:

@@ -145,6 +145,27 @@ _DECLARED = (
     ("spec.Spec", "speculative_adaptive", "False", "refused"),
 )
 
+SECRETS = (
+    Seam(
+        "sglang.srt.sampling.watermarking.core.redact_watermark_secrets",
+        Signature("(value, *, in_watermark_config=False)"),
+        "api_key.py",
+        "our AFTER hook redacts the API keys, too",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.engine._server_args_for_logging",
+        Contains("redact_watermark_secrets(server_args.resolved_dict())"),
+        "api_key.py",
+        "what is logged of the arguments",
+    ),
+    Seam(
+        "sglang.srt.entrypoints.http_server.server_info",
+        Contains("msgspec_to_builtins(redact_watermark_secrets(...))"),
+        "api_key.py",
+        "what is told of the arguments",
+    ),
+)
+
 FIELDS = (
     Seam(f"{_FIELDS}.model.Model", Has("model_path"), "startup.py", "the target"),
     *(
@@ -153,4 +174,4 @@ FIELDS = (
     ),
 )
 
-SEAMS = RESOLUTION + FIELDS
+SEAMS = RESOLUTION + SECRETS + FIELDS

@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
         self.chunks: list[dict[str, Any]] = [text("A red "), text("circle."), usage(), extension(SPECULATION)]
         self.refusal: tuple[int, dict[str, Any]] | None = None
 
@@ -41,9 +42,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.keys.add(self.headers["Authorization"])
         self.answer(200, {"object": "list", "data": [{"id": "demo-pair", "object": "model"}]})
 
     def do_POST(self) -> None:
+        self.server.keys.add(self.headers["Authorization"])
         self.server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if self.server.refusal:
             self.answer(*self.server.refusal)
@@ -157,6 +160,20 @@ def test_without_a_name_the_first_sample_clip_is_taken(
     run(monkeypatch, "--url", server.url)
     sent = server.requests[0]["messages"][0]["content"][0]["video_url"]["url"]
     assert base64.b64decode(sent.partition(",")[2]) == b"a.mp4"
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+def test_the_api_key_is_sent_in_a_header_and_shown_nowhere(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by_flag: bool
+) -> None:
+    monkeypatch.setenv(ask.API_KEY_VARIABLE, "another" if by_flag else "s3cret")
+    flag = ("--api-key", "s3cret") if by_flag else ()
+    assert run(monkeypatch, "--url", server.url, "--video", "none", *flag) == 0
+    assert server.keys == {"Bearer s3cret"}
+    server.refusal = 401, {"error": "Unauthorized"}
+    assert run(monkeypatch, "--url", server.url, "--video", "none", *flag) == 1
+    printed = "".join(capsys.readouterr())
+    assert "name the server's API key: LVSPEC_API_KEY=" in printed and "s3cret" not in printed
 
 
 def test_no_proxy_is_asked_for_a_server_on_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

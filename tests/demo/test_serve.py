@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.serve import DEMO_TARGET, HOST, check_model, check_port, command_for, environment_for
+from demo.serve import DEMO_TARGET, HOST, check_model, check_port, command_for, environment_for, without_keys
 from demo.user_error import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +170,8 @@ def test_server_that_ends_by_itself_is_explained(folder: Path, serving: list[sub
     said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 3
     assert "ended by itself with status 3 before it was ready" in said and "make doctor" in said
+
+
+def test_the_command_is_shown_without_its_keys() -> None:
+    command = ["python", "--api-key", "s3cret", "--admin-api-key=s3cret", "--port", "1"]
+    assert without_keys(command) == ["python", "--api-key", "...", "--admin-api-key=...", "--port", "1"]

@@ -1,4 +1,4 @@
-"""Strict mode on other servers: other chain lengths and drafts (blind, equal, another shape), split prompts, ranks.
+"""Strict mode on other servers: other chain lengths and drafts (blind, equal, another shape), split prompts.
 
 Each server is started once and answers every situation; the oracle is the target alone.
 """
@@ -19,7 +19,7 @@ from tests.server.oracle import assert_labels_true, judge
 from tests.server.serving import Pair, Server, lvspec_args, start
 from tests.server.test_loose import asking, assert_within_budget, at_once, labels_of
 from tests.server.test_sight import assert_labels_fit_in_a_crowd, assert_sight
-from tests.server.test_strict_ids import accepted_per_round, outcome
+from tests.server.test_strict_ids import outcome
 
 
 @contextmanager
@@ -121,33 +121,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(
     assert drafted > 9 * rounds, "but for the ends of answers a chain has ten"
 
 
-# Two ranks on two cores spend most of their time waiting for each other, so they answer fewer and shorter requests.
-ON_TWO_RANKS = ("text", "video", "two_videos", "multi_turn", "frequency_penalty", "grammar")
-TOKENS_ON_TWO_RANKS = 24
-
-
-def test_two_ranks(pair: Pair, log_dir: Path, plain_server: Server, requests_by_name: dict) -> None:
-    """Tensor parallelism over gloo: both ranks commit the same tokens as one rank alone."""
-    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-    requests_by_name = {name: shortened(requests_by_name[name]) for name in ON_TWO_RANKS}
-    plain_answers = {name: plain_server.generate(request) for name, request in requests_by_name.items()}
-    with serving(pair.target, *lvspec_args(pair), "--tp-size", "2", log=log_dir / "tp2.log", env=env) as server:
-        assert_all_equal(server, requests_by_name, plain_answers)
-        assert_labels_fit_in_a_crowd(server, requests_by_name)
-        sampled = shortened(requests_by_name["video"])
-        sampled["sampling_params"] |= {"temperature": 0.8, "ignore_eos": True}
-        meta = server.generate(sampled)["meta_info"]
-        assert meta["completion_tokens"] == TOKENS_ON_TWO_RANKS, "ranks that drew different tokens would hang"
-        assert accepted_per_round(meta) > 0
-
-
 def endless(request: dict, stop: int) -> dict:
     """The request, answered by 300 tokens. With `ignore_eos` SGLang would let in only as many as fit to their end."""
     sampling = {**request["sampling_params"], "max_new_tokens": 300, "logit_bias": {str(stop): -100.0}}
-    return {**request, "sampling_params": sampling}
-
-
-def shortened(request: dict) -> dict:
-    """The request with few tokens to write."""
-    sampling = {**request["sampling_params"], "max_new_tokens": TOKENS_ON_TWO_RANKS}
     return {**request, "sampling_params": sampling}

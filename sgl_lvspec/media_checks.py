@@ -13,6 +13,7 @@ from typing import Any
 
 from sgl_lvspec import late_hooks, video_container
 from sgl_lvspec.config import flag_of
+from sgl_lvspec.shown import shown
 
 # SGLang decodes all sampled frames of a video at their full size before it shrinks them; 768 frames (its limit) of
 # 1080p are 4.5 GiB, of 4K 18 GiB, from a file that may be a few kB.
@@ -62,6 +63,9 @@ async def check_media(load: Callable[..., Awaitable[Any]], processor: Any, /, *a
             "A request with images or videos needs a prompt with a placeholder for each; found an empty prompt. "
             "Send text, or use /v1/chat/completions, which places them."
         )
+    for kind in ("image", "video", "audio"):
+        for item in kwargs.get(f"{kind}_data") or []:
+            refuse_prepared(item, kind)
     loaded = await load(processor, *args, **kwargs)
     for kind, given, read in (
         ("image", kwargs.get("image_data") or [], loaded.images),
@@ -76,6 +80,19 @@ async def check_media(load: Callable[..., Awaitable[Any]], processor: Any, /, *a
     for number, video in enumerate(loaded.videos, 1):
         check_video(video, number, processor.video_config)
     return loaded
+
+
+def refuse_prepared(item: Any, kind: str) -> None:
+    """Refuse features that a client has prepared, unless they are tensors: no shape is checked before the scheduler
+    copies them, which ends it (`std::bad_alloc`). JSON carries no tensors, the Engine does."""
+    import torch
+
+    is_prepared = isinstance(item, dict) and item.get("format") is not None
+    if is_prepared and not any(isinstance(value, torch.Tensor) for value in item.values()):
+        raise ValueError(
+            f"A prepared {kind} must hold tensors, which HTTP does not carry; found {shown(item)}. "
+            "Send the file, its URL or a base64 string."
+        )
 
 
 def check_placeholders(text: str | None, token: str | None, number: int, kind: str) -> None:

@@ -43,8 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send(self, content: bytes, status: int = 200, **headers: str) -> None:
         """An answer, with headers in place of the usual ones."""
         self.send_response(status)
-        for header, value in ({"Content-Length": str(len(content))} | headers).items():
-            self.send_header(header.replace("_", "-"), value)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        for name, value in ({"Content-Length": str(len(content))} | named).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 

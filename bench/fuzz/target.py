@@ -119,6 +119,14 @@ class Target:
             return bytes(answer.read())
 
 
+def without_ours(command: list[str]) -> list[str]:
+    """The command without a flag that makes the plugin do anything: what SGLang does by itself is asked of this one."""
+    ours = ("--lvspec", "--attention-backend")
+    places = [at for at, word in enumerate(command) if word.startswith(ours)]
+    dropped = {*places, *(at + 1 for at in places)}
+    return [word for at, word in enumerate(command) if at not in dropped]
+
+
 class OwnServer:
     """Starts the demo pair's server, as often as it is asked; ends it behind the `with`."""
 
@@ -149,7 +157,9 @@ class OwnServer:
                 more=[*SMALL, *self._more],
             )  # fmt: skip
 
-        server = running(
-            lambda port: command_for(options(port), is_cpu), environment_for(options(0), is_cpu), self._log, self._spec
-        )
+        def command(port: int) -> list[str]:
+            found = command_for(options(port), is_cpu)
+            return found if self._spec == "lvspec" else without_ours(found)
+
+        server = running(command, environment_for(options(0), is_cpu), self._log, self._spec)
         return self._stack.enter_context(server)

@@ -122,6 +122,11 @@ class Answer:
     def _tokens(self, ids: Sequence[int], meta: dict[str, Any]) -> list[Token]:
         def column(key: str) -> list[Any]:
             values = meta.get(key)
+            if values is not None and len(values) < len(ids):
+                raise ValueError(
+                    f"{key} must have an entry for each token; found {len(values)} for {len(ids)} new ones. "
+                    "Is another server at this URL?"
+                )
             return [None] * len(ids) if values is None else list(values)[-len(ids) :]
 
         texts = self._text.add(ids, is_last=self.finish_reason is not None)

@@ -22,7 +22,7 @@ from bench.fuzz.ownership import owned, with_causes
 from bench.fuzz.payload import KINDS, KNOWN, UNMUTATED, Payload, payload
 from bench.fuzz.request import CHAT, GENERATE, Request
 from bench.fuzz.surroundings import Surroundings
-from bench.fuzz.target import Target
+from bench.fuzz.target import Target, without_ours
 from bench.fuzz.verdict import CUT, DEAD, ERROR, HANG, OK, REFUSED, WRONG, verdict
 from bench.fuzz.verdict import SLOW as LATE
 
@@ -175,6 +175,11 @@ class TestOwnership:
             found = owned(plain, [Result(number, ("field",), ERROR, cause="KeyError: 'x'") for number in range(9)])
         assert {fault.owner for fault in found} == {"sglang"}
         assert len(fake.asked) == 4
+
+
+def test_the_plain_server_has_no_flag_of_ours() -> None:
+    command = ["python", "--lvspec-video-time", "fixed", "--attention-backend", "lvspec_cpu", "--port", "1"]
+    assert without_ours(command) == ["python", "--port", "1"]
 
 
 def judged(status: int | None, body: Any, path: str = GENERATE, **options: Any) -> str:

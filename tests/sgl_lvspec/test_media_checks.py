@@ -146,9 +146,9 @@ class TestCheckMedia:
 
     def load(self, *, videos: int = 0, images: int = 0, prompt: Any = "text", **given: Any) -> Any:
         async def load(_processor: Any, **_kwargs: Any) -> Any:
-            return SimpleNamespace(videos=[Decoder()] * videos, images=["image"] * images)
+            return SimpleNamespace(videos=[Decoder()] * videos, images=["image"] * images, input_text="text")
 
-        processor = SimpleNamespace(video_config={})
+        processor = SimpleNamespace(video_config={}, _processor=None)
         return asyncio.run(media_checks.check_media(load, processor, prompt=prompt, **given))
 
     def test_as_many_placeholders_as_media_pass(self) -> None:
@@ -179,10 +179,12 @@ class TestCheckMedia:
 
     def test_every_video_is_checked(self) -> None:
         async def load(_processor: Any, **_kwargs: Any) -> Any:
-            return SimpleNamespace(videos=[Decoder(), Decoder(1)], images=[])
+            return SimpleNamespace(videos=[Decoder(), Decoder(1)], images=[], input_text="text")
 
         with pytest.raises(ValueError, match="Video 2 must have at least 2 frames"):
-            asyncio.run(media_checks.check_media(load, SimpleNamespace(video_config={}), prompt="text"))
+            asyncio.run(
+                media_checks.check_media(load, SimpleNamespace(video_config={}, _processor=None), prompt="text")
+            )
 
 
 class TestHooks:
@@ -246,3 +248,24 @@ class TestPlaceholders:
         )
         with pytest.raises(ValueError, match=message):
             media_checks.check_placeholders(text, "<|image_pad|>", number, "image")
+
+
+class TestPrepared:
+    """Features of a client's own making are only safe as tensors, which the Engine alone can hand over."""
+
+    @pytest.mark.parametrize(
+        "item", ["a", b"a", {"url": "a"}, {"format": "precomputed_embedding", "feature": torch.zeros(2, 3)}]
+    )
+    def test_usable(self, item: Any) -> None:
+        media_checks.refuse_prepared(item, "video")
+
+    @pytest.mark.parametrize("kind", ["image", "video", "audio"])
+    def test_lists_would_end_the_scheduler(self, kind: str) -> None:
+        item = {"format": "precomputed_embedding", "feature": [[1.0]]}
+
+        async def load(*_args: Any, **_kwargs: Any) -> Any:
+            raise AssertionError("nothing is loaded")
+
+        message = rf"^A prepared {kind} must hold tensors, .*; found {{'format'.*\. Send the file"
+        with pytest.raises(ValueError, match=message):
+            asyncio.run(media_checks.check_media(load, None, prompt="text", **{f"{kind}_data": ["a", item]}))

@@ -10,6 +10,7 @@ _COMMIT = "verification/commit.py"
 _CHOICE = "verification/choice.py"
 _LOOSE = "verification/loose.py"
 _ROWS = "verification/rows.py"
+_ENDS = "verification/ends.py"
 _BATCH = "sglang.srt.managers.schedule_batch"
 
 VERIFY = (
@@ -261,4 +262,23 @@ ROWS = (
     ),
 )
 
-SEAMS = VERIFY + SAMPLING + LOOSE + ROWS
+ENDS = (
+    Seam(
+        f"{_BATCH}.Req.update_finish_state",
+        Contains(
+            "self._check_str_based_finish(new_accepted_len)",
+            "self._check_token_based_finish(new_accepted_tokens)",
+        ),
+        _ENDS,
+        "a stop string behind the end of an answer would win over the end; drop ours once it does not",
+    ),
+    Seam(f"{_BATCH}.Req", Has("eos_token_ids tokenizer"), _ENDS, "tokens that end an answer"),
+    Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams",
+        Has("stop_strs stop_regex_strs ignore_eos"),
+        _ENDS,
+        "which requests have stop strings, and which no end",
+    ),
+)
+
+SEAMS = VERIFY + SAMPLING + LOOSE + ROWS + ENDS

@@ -19,6 +19,7 @@ from sgl_lvspec.graphs import no_sync
 from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
 from sgl_lvspec.verification.decision import offered
+from sgl_lvspec.verification.ends import cut_behind_end, end_tokens
 from sgl_lvspec.verification.greedy_round import GreedyRound
 from sgl_lvspec.verification.result import Commit, cut_to_one_token, merge, strict_label
 from sgl_lvspec.verification.rows import is_loose
@@ -52,8 +53,12 @@ def after_eagle_sample(
     if batch.forward_mode.is_idle():
         return None
     with no_sync.section("the accept step"):
-        sglangs = Commit(*result)
-        return _on_every_rank(sglangs, _commit(sglangs, verify_input, batch, logits_output))
+        sglangs, ends = Commit(*result), end_tokens(batch)
+        strict = sglangs if ends is None else cut_behind_end(sglangs, ends)
+        commit = _commit(strict, verify_input, batch, logits_output)
+        if ends is not None:
+            commit = cut_behind_end(commit or strict, ends)  # what we drew ourselves, too
+        return _on_every_rank(sglangs, commit)
 
 
 def _on_every_rank(sglangs: Commit, ours: Commit | None) -> Commit | None:

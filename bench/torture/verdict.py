@@ -17,6 +17,7 @@ from sgl_lvspec.presets import PRESETS, Rule
 
 LOOSENED = ("filler", "shift")
 PER_TOKEN = ("lvspec_labels", "lvspec_relevance", "lvspec_choice", "lvspec_given_up")
+MOST_A_ROUND = 11  # K and the target's own
 BUDGET_FROM = 32  # tokens: a budget is a share of the answer, or of so many while it is shorter
 # float32 sums over batches and chunks of other shapes; log-probabilities reach -20 here
 LOGPROB_TOLERANCE = 1e-3
@@ -98,10 +99,15 @@ class Judge:
         if question.is_penalized and answer.meta.get("num_retractions"):
             self._count("strict, not compared: SGLang counts penalties anew after a retraction")
             return []
-        if is_cut:
-            right = expected.text.startswith(answer.text.rstrip("\N{REPLACEMENT CHARACTER}")) or (
-                answer.ids is not None and answer.ids == (expected.ids or [])[: len(answer.ids)]
-            )
+        if answer.is_aborted and answer.ids is not None:
+            # SGLang 0.5.23 cuts the last round of an aborted request neither at its length nor at its end.
+            ids, known = answer.ids, expected.ids or []
+            right = ids[: len(known)] == known[: len(ids)] and len(ids) <= len(known) + MOST_A_ROUND
+            if right and len(ids) > len(known):
+                self._count("aborted, with tokens of its last round behind the end")
+        elif is_cut:
+            text = answer.text.rstrip("\N{REPLACEMENT CHARACTER}")
+            right = expected.text.startswith(text) or (answer.is_aborted and text.startswith(expected.text))
         elif answer.ids is None:
             right = (answer.text, answer.finish) == (expected.text, expected.finish)
         else:
@@ -133,7 +139,8 @@ class Judge:
     def _about_itself(self, request: Request, question: Question, answer: Answer) -> list[str]:
         """Length, tally, labels and bounds."""
         ids, meta = answer.ids or [], answer.meta
-        found = [] if len(ids) <= question.most else [f"{len(ids)} tokens; at most {question.most} were asked for"]
+        most = question.most + (MOST_A_ROUND if answer.is_aborted else 0)
+        found = [] if len(ids) <= most else [f"{len(ids)} tokens; at most {question.most} were asked for"]
         if len(ids) != meta["completion_tokens"]:
             found.append(f"{len(ids)} ids for {meta['completion_tokens']} tokens")
         counts = meta.get("lvspec")
@@ -145,7 +152,9 @@ class Judge:
         if rule.is_strict:
             if loosened:
                 found.append(f"a strict answer has {loosened} loosened tokens")
-            reason = counts["strict_reason"] if _asked_strict(request.settings) else question.strict_reason
+            # SGLang takes the images and the grammar from a request that it aborts before its prefill.
+            is_told = not _asked_strict(request.settings) and not answer.is_aborted
+            reason = question.strict_reason if is_told else counts["strict_reason"]
             if (counts["mode"], counts["strict_reason"]) != ("strict", reason):
                 found.append(f"mode {counts['mode']} because of {counts['strict_reason']}, not of {reason}")
         elif counts["mode"] != "loose":

@@ -204,6 +204,9 @@ class TestJudge:
         cut = right(ids=IDS[:2], text="a b", finish=ABORTED, labels=labels)
         cut.meta |= {"completion_tokens": 2, "lvspec_relevance": [None] * 2}
         assert complaints(judge, asked, cut, was_aborted=True) == []
+        over = right(ids=[*IDS, 504], finish=ABORTED, meta={"completion_tokens": 5}, labels=["bonus"] * 5)
+        over.meta |= {"lvspec_relevance": [None] * 5}
+        assert complaints(judge, asked, over, was_aborted=True) == [], "SGLang does not cut its last round"
         cut.ids, cut.text = [500, 509], "a x"
         assert any("not the target's own" in found for found in complaints(judge, asked, cut, was_aborted=True))
 

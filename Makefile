@@ -41,7 +41,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 flag = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture audit fuzz check fmt demo-pair clean
+.PHONY: help setup environment serve ask explain play doctor test loadtest loadtest-ui bench-fidelity bench-context bench-speed bench-round gpu-test gpu-bench torture audit fuzz upgrades planted-bugs check fmt demo-pair clean
 
 help:  ## List the targets
 	@echo 'sgl-lvspec: speculative decoding for video LLMs in SGLang'
@@ -119,6 +119,12 @@ torture: environment  ## MINUTES of hostile traffic on a sabotaged server, judge
 fuzz: environment  ## N odd requests to a server, each judged (SEED= OUT=; ARGS="--only 17" replays one)
 	@$(venv_python) -m bench.fuzz --requests $(if $(filter file,$(origin N)),2000,$(call quoted,N)) \
 		--seed $(call quoted,SEED) --out $(or $(OUT),build/fuzz.json) $(call flag,--url,URL1) $(ARGS)
+
+upgrades: environment  ## Compare every seam with neighbouring SGLang releases (ARGS="--run 0.5.22" runs strict tests on one)
+	@$(venv_python) -m tools.upgrades --out $(or $(OUT),build/upgrades/upgrades.json) $(ARGS)
+
+planted-bugs: environment  ## Plant one bug after the other: its test must see it (ARGS="--servers", ARGS="--only ranks")
+	@$(venv_python) -m tools.planted_bugs --out $(or $(OUT),build/planted-bugs.md) $(ARGS)
 
 check: environment  ## Lint, formatting, types and the rules of the layout
 	@failed=0; \

@@ -29,9 +29,10 @@ class Found:
 
 @dataclass
 class SourceTree:
-    """Packages below `root`; every file is parsed once."""
+    """Packages below `root`; every file is parsed once. What is not there is looked for below `beside`."""
 
     root: Path
+    beside: Path | None = None
     _modules: dict[str, ast.Module | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -91,7 +92,9 @@ class SourceTree:
         return names
 
     def _parse(self, name: str) -> ast.Module | None:
-        path = self.root.joinpath(*name.split("."))
+        parts = name.split(".")
+        is_elsewhere = self.beside is not None and not (self.root / parts[0]).exists()
+        path = (self.beside if self.beside is not None and is_elsewhere else self.root).joinpath(*parts)
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if file.is_file():
                 return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))

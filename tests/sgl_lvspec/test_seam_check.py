@@ -174,3 +174,17 @@ def test_message_says_what_was_found_and_expected(tmp_path: Path) -> None:
         "pkg.worker.sample: its parameters are (logits, batch, mask=None), expected (logits, batch). "
         "Used in sgl_lvspec/verification/commit.py: our hook gets these."
     )
+
+
+def test_what_a_release_builds_on_is_looked_for_beside_it(tmp_path: Path) -> None:
+    """An unpacked SGLang holds no torch, of whose modules its own are."""
+    release, installed = tmp_path / "release", tmp_path / "installed"
+    for folder, text in ((release / "pkg", "from base import Module\n\n\nclass Layer(Module):\n    pass\n"),
+                         (installed / "base", "class Module:\n    def hook(self):\n        pass\n"),
+                         (installed / "pkg", "class Layer:\n    other = 1\n")):  # fmt: skip
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(text)
+    has_hook = Seam("pkg.Layer", Has("hook"), "worker.py", "why")
+    assert check(has_hook, SourceTree(release)) is not None
+    assert check(has_hook, SourceTree(release, installed)) is None
+    assert check(Seam("pkg.Layer", Has("other"), "worker.py", "why"), SourceTree(release, installed)) is not None

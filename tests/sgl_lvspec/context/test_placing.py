@@ -27,8 +27,9 @@ def test_a_round_goes_on_where_the_drafts_own_context_ends(context: str, width: 
     targets = world.allocator.alloc(len(reqs) * WIDTH)
     assert targets is not None
     positions, mrope = torch.tensor([long.length, text.length]), torch.arange(6).view(3, 2)
+    of_target = positions.int()
     batch = SimpleNamespace(
-        req_pool_indices=torch.tensor([3, 1]), seq_lens=positions.int(), seq_lens_cpu=positions,
+        req_pool_indices=torch.tensor([3, 1]), seq_lens=of_target, seq_lens_cpu=positions,
         positions=positions.clone(), mrope_positions=mrope.clone(), out_cache_loc=targets,
     )  # fmt: skip
     rows = world.pool.rows.req_to_token
@@ -38,6 +39,7 @@ def test_a_round_goes_on_where_the_drafts_own_context_ends(context: str, width: 
 
     assert lens.tolist() == batch.seq_lens.tolist() == [len(each) for each in held]
     assert batch.seq_lens_cpu is None, "the target's lengths are not the draft's"
+    assert torch.equal(of_target, positions.int()), "verify reads them: a pruned video would change a strict answer"
     assert torch.equal(batch.positions, positions), "positions are the target's"
     assert torch.equal(batch.mrope_positions, mrope)
     assert slots.shape == (2, width)

@@ -11,7 +11,6 @@ import json
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -93,18 +92,18 @@ def main() -> int:
         plain_log, log = logs / "plain.log", logs / "lvspec.log"
         more = ["--lvspec-preset", SERVER_PRESET, *flags, *args.more]
         sabotaged = {**base, **plugin.environment(folder, args.seed), **environment}
-        servers = (
+        plain = stack.enter_context(
             running(
                 lambda port: command_for(options(port, "none", []), is_cpu), base, plain_log,
                 "the server without speculation", args.port and args.port + 1,
-            ),
+            )
+        )  # fmt: skip
+        url = stack.enter_context(
             running(
                 lambda port: command_for(options(port, "lvspec", more), is_cpu), sabotaged, log,
                 "the tortured server", args.port,
-            ),
+            )
         )  # fmt: skip
-        with ThreadPoolExecutor(len(servers)) as pool:  # both take a while
-            plain, url = pool.map(stack.enter_context, servers)
         found = run(url, plain, log, folder, plan, words, limits, _tell)
     settings = _settings(args, more, pair, found.pop("numbers"))
     whole: dict[str, Any] = {"provenance": about, "settings": settings, **found}

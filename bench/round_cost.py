@@ -112,7 +112,7 @@ def op_calls(
     chain = torch.randint(0, 9, (requests, WIDTH))
     care, logprob = torch.rand(requests, WIDTH), -torch.rand(requests, WIDTH)
     ones = torch.ones(requests)
-    rules = RuleRows(ones * 0.7, ones * -9, ones.int() * 2, ones.int(), ones, ones.int() * 4)
+    rules = RuleRows(ones * 0.7, ones * -9, ones.int() * 2, ones.int(), ones, ones.int() * 4, ones * 9)
     state = StateRows(torch.ones(requests, BINS), ones.int(), ones.int())
     edges = torch.linspace(0, 1, BINS + 1)
     element = torch.empty((), dtype=dtype).element_size()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, NAMES, PRESETS, Rule, name_of, read_value
+from sgl_lvspec.guard.limits import Limits
+from sgl_lvspec.presets import DEFAULT_PRESET, LOOSE_PRESETS, MAX_RUN, NAMES, PRESETS, Rule, name_of, read_value
 
 VIDEO_TIMES = ("fixed", "upstream")
 SCORERS = ("attention", "similarity", "combined")
@@ -24,6 +25,11 @@ DEFAULT_KEEP_MIN = 256  # visual tokens; below, there is little to win
 DEFAULT_DRAFT_STOP = 0.6  # on a CPU: see bench/results/chains.md and speed-cpu.md; strict alone would take 0.7
 DEFAULT_MAX_VIDEO_SECONDS = 7200.0  # a feature film
 DEFAULT_MAX_VIDEO_FRAMES = 432_000  # the same at 60 frames a second
+GUARDS = ("on", "watch", "off")
+DEFAULT_GUARD = "on"
+GUARD_BOUNDS = (
+    ("guard_given_up", float, 1e3), ("guard_share", float, 1.0), ("guard_run", int, MAX_RUN), ("guard_drift", float, 1e3),
+)  # fmt: skip
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
 
@@ -57,6 +63,9 @@ class LVSpecConfig:
         max_media_mb: largest image, video or sound that a client may send, MiB as a file, 0: any; unset, SGLang's limit
             on downloads (--media-url-max-file-size-mb).
         max_video_seconds, max_video_frames: longest video, by its container, 0: any.
+        guard: "on" holds requests stricter once a bound is passed, "watch" only counts, "off" does neither (`guard`).
+        guard_given_up, guard_share, guard_run, guard_drift: in place of a bound of `guard.limits.Limits`.
+        shadow: share of strict requests about videos that the loose rule decides beside, uncommitted (`guard.shadow`).
         probe: set by `lvspec calibrate` alone: tell what every head looks at (`calibrate.probe`).
     """
 
@@ -84,6 +93,12 @@ class LVSpecConfig:
     max_media_mb: int | None = None
     max_video_seconds: float = DEFAULT_MAX_VIDEO_SECONDS
     max_video_frames: int = DEFAULT_MAX_VIDEO_FRAMES
+    guard: str = DEFAULT_GUARD
+    guard_given_up: float | None = None
+    guard_share: float | None = None
+    guard_run: int | None = None
+    guard_drift: float | None = None
+    shadow: float = 0.0
     probe: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +106,12 @@ class LVSpecConfig:
         _require_choice("scorer", self.scorer, SCORERS)
         _require_choice("mass", self.mass, MASSES)
         _require_choice("context", self.context, CONTEXTS)
+        _require_choice("guard", self.guard, GUARDS)
+        for name, kind, most in GUARD_BOUNDS:
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name), kind, 1 if kind is int else 0.0, most)
+        if self.shadow != 0:
+            _require_number("shadow", self.shadow, float, 0.0, 1.0)
         _require_number("keep", self.keep, float, 0.0, 1.0)
         _require_number("keep_min", self.keep_min, int, 0, 2**31)
         if self.draft_tokens is not None:
@@ -118,6 +139,14 @@ class LVSpecConfig:
             raise ValueError(
                 f"{flag_of('calibration')} must be the name of a file; found {self.calibration!r}. "
                 "Name the file that `lvspec calibrate` wrote, or leave it out."
+            )
+        needs_loose = [name for name, *_ in GUARD_BOUNDS if getattr(self, name) is not None]
+        needs_loose += ["shadow"] if self.shadow else []
+        if needs_loose and not self.allows_loose:
+            raise ValueError(
+                f"{flag_of(needs_loose[0])} needs a preset that loosens ({', '.join(LOOSE_PRESETS)}); found "
+                f"{self.preset}. Name another {flag_of('preset')} (with {flag_of('relaxation')} 0, if all requests are to "
+                f"stay strict), or drop {', '.join(map(flag_of, needs_loose))}."
             )
         loosening = [name for name, value in self._own_values().items() if name != "relaxation" or value > 0]
         if loosening and not self.allows_loose:
@@ -152,6 +181,17 @@ class LVSpecConfig:
     def rule_name(self) -> str:
         """The preset's name, or `custom` where single values differ from it."""
         return name_of(self.rule, self.preset)
+
+    @property
+    def limits(self) -> Limits:
+        """The guard's bounds."""
+        named = {name.removeprefix("guard_"): getattr(self, name) for name, *_ in GUARD_BOUNDS}
+        return dataclasses.replace(Limits(), **{name: value for name, value in named.items() if value is not None})
+
+    @property
+    def shadow_rule(self) -> Rule:
+        """What is tried in the shadow of a strict request: the server's own rule, or its preset's if that is strict."""
+        return self.rule if not self.rule.is_strict else PRESETS[self.preset]
 
     @property
     def allows_loose(self) -> bool:

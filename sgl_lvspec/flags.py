@@ -16,18 +16,21 @@ from sgl_lvspec.config import (
     CONTEXTS,
     DEFAULT_CONTEXT,
     DEFAULT_DRAFT_STOP,
+    DEFAULT_GUARD,
     DEFAULT_KEEP,
     DEFAULT_KEEP_MIN,
     DEFAULT_MASS,
     DEFAULT_MAX_VIDEO_FRAMES,
     DEFAULT_MAX_VIDEO_SECONDS,
     DEFAULT_SCORER,
+    GUARDS,
     MASSES,
     SCORERS,
     VIDEO_TIMES,
     LVSpecConfig,
     flag_of,
 )
+from sgl_lvspec.guard.limits import Limits
 from sgl_lvspec.presets import CALIBRATED_PRESET, DEFAULT_PRESET, NO_LIMIT, PRESETS, SHIFTS
 from sgl_lvspec.relevance.calibration import FILE_NAME, NO_FILE, examine_calibration, find_calibration
 
@@ -52,6 +55,7 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         f"{CALIBRATED_PRESET} for a pair with a calibration file, else {DEFAULT_PRESET}.",
     )
     _add_rule_arguments(group)
+    _add_guard_arguments(group)
     group.add_argument(
         "--lvspec-scorer",
         choices=SCORERS,
@@ -141,6 +145,38 @@ def _add_rule_arguments(group: argparse._ArgumentGroup) -> None:
         type=_yaml_word,
         choices=("on", "off"),
         help="Whether tokens that hold a digit are never loosened.",
+    )
+
+
+def _add_guard_arguments(group: argparse._ArgumentGroup) -> None:
+    """The guard's bounds (`guard.limits`), and the shadow."""
+    bounds = Limits()
+    group.add_argument(
+        "--lvspec-guard",
+        type=_yaml_word,
+        choices=GUARDS,
+        help="on: a loose request that passes a bound is held stricter, then strict, and so are new ones when many do. "
+        f"watch: count only. Default {DEFAULT_GUARD}.",
+    )
+    for name, kind, metavar, meaning in (
+        ("given-up", float, "NATS", "log-probability given up a token, over 32 tokens"),
+        ("share", float, "SHARE", "loosened tokens, of 32"),
+        ("run", int, "N", "loosened tokens in a row"),
+        ("drift", float, "SIGMAS", "standard deviations by which mismatches need more care than the calibration's"),
+    ):
+        default = getattr(bounds, name.replace("-", "_"))
+        group.add_argument(
+            f"--lvspec-guard-{name}",
+            type=kind,
+            metavar=metavar,
+            help=f"Bound of the guard: {meaning}; default {default}.",
+        )
+    group.add_argument(
+        "--lvspec-shadow",
+        type=float,
+        metavar="SHARE",
+        help="Share of strict requests about videos for which the loose rule decides too, without being followed: its "
+        "gain and the estimated retention are told in answers and metrics. Default 0.",
     )
 
 

@@ -30,6 +30,7 @@ from sgl_lvspec.drafting.stop import EarlyStop
 from sgl_lvspec.flags import config_of
 from sgl_lvspec.graphs import no_sync
 from sgl_lvspec.graphs.summary import what_is_captured
+from sgl_lvspec.guard.desk import make_desk
 from sgl_lvspec.models import tokenizer_misfit
 from sgl_lvspec.relevance import make_relevance
 from sgl_lvspec.relevance.calibration import read_calibration
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sgl_lvspec.context.evidence import Evidence
     from sgl_lvspec.context.tally import ContextTally
     from sgl_lvspec.drafting.chain import ChainDraftWorker
+    from sgl_lvspec.guard.desk import Desk
     from sgl_lvspec.relevance import Relevance
     from sgl_lvspec.relevance.calibration import Calibration
 
@@ -61,6 +63,7 @@ class LVSpecWorker(StandaloneWorkerV2):
         calibration: what was measured for this pair of models (checked by `startup`); None where no file was named.
         relevance: the scorer, riding on the target's verify forward; None where every request is strict.
         loose_rule: decides rounds with loose requests in them; None where every request is strict.
+        desk: the guard over them, and what their shadows show; None where every request is strict.
         evidence: what the draft's context policy takes from the target's prefill; None where it takes nothing.
         probe: measures for a calibration; None on a server that clients use.
         cascade: has the target read shared videos once; None unless asked for.
@@ -72,6 +75,7 @@ class LVSpecWorker(StandaloneWorkerV2):
     calibration: Calibration | None = None
     relevance: Relevance | None = None
     loose_rule: LooseRule | None = None
+    desk: Desk | None = None
     probe: Probe | None = None
     cascade: Cascade | None = None
     evidence: Evidence | None = None
@@ -118,6 +122,8 @@ class LVSpecWorker(StandaloneWorkerV2):
             self.probe = Probe.beside(runner, self.slots, max_nodes)
         if self.relevance is not None:
             self.loose_rule = LooseRule.beside(self.target_worker, self.relevance, config, self.calibration)
+            self.desk = make_desk(self.loose_rule, config, self.calibration)
+            self.loose_rule.rows.admit, round_report.HostReport.desk = self.desk.admit, self.desk
             # A retracted request is prefilled again and goes on as it was.
             late_hooks.apply("sglang.srt.managers.schedule_batch.release_req", self.loose_rule.rows.leave, "before")
 

@@ -75,7 +75,7 @@ def round_to_decide(shape: Shape, device: torch.device) -> Arguments:
         "logprob": -torch.rand(size, device=device),
         "is_allowed": torch.rand(size, device=device) < 0.9,
         "rows": torch.randperm(shape.requests, device=device),
-        "rules": RuleRows(ones * 0.5, ones * -9, whole * 2, whole, ones * 0.3, whole * 4),
+        "rules": RuleRows(ones * 0.5, ones * -9, whole * 2, whole, ones * 0.3, whole * 4, ones * 9),
         "state": StateRows(torch.ones(shape.requests, BINS, device=device), whole * 90, whole.clone()),
         "edges": torch.linspace(0, 1, BINS + 1, device=device),
     }

@@ -46,6 +46,14 @@ class Prior(NamedTuple):
     edges: tuple[float, ...]
     weight: float
 
+    def quantile(self, share: float) -> float:
+        """The care that this share of such tokens lies below; infinite where nothing was measured or all is asked."""
+        if self.weight == 0 or share >= 1:
+            return math.inf
+        place = share * (len(self.edges) - 1)
+        low = int(place)
+        return self.edges[low] + (self.edges[low + 1] - self.edges[low]) * (place - low)
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:

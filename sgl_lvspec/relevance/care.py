@@ -30,6 +30,10 @@ class Care:
         """The function of a scorer; `parameters` are those of a calibration's `combined`."""
         return cls(parameters.get("slope", DEFAULT_SLOPE) if scorer == "combined" else 0.0)
 
+    def of_token(self, relevance: float, gap: float) -> float:
+        """The same of one token, on the host."""
+        return relevance + self.slope * min(gap, MAX_GAP) ** 2 if self.slope else relevance
+
     def __call__(self, relevance: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
         """Both float32 of one shape; `gap` = log p(target's likeliest) - log p(token), at least 0, maybe infinite."""
         return relevance + self.slope * gap.clamp(max=MAX_GAP).square() if self.slope else relevance

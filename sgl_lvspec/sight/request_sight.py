@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lvspec_kernels.relax import BONUS
+from sgl_lvspec.guard.desk import attended_summary
 from sgl_lvspec.sight.tally import LOOSENED, NAMES, Tally, finite_or_none
 from sgl_lvspec.sight.token_report import TokenReport
 
@@ -77,7 +78,7 @@ def mode_of(req: Req) -> dict[str, Any]:
 
 def summary_of(req: Req) -> dict[str, Any]:
     """What `meta_info["lvspec"]` says about the request so far."""
-    return {**mode_of(req), **tally_of(req).summary()}
+    return {**mode_of(req), **tally_of(req).summary(), **attended_summary(req)}
 
 
 def _shown(value: float) -> float | None:

@@ -17,6 +17,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.auxiliary_output import CompositeDeviceAuxiliaryOutput, append_auxiliary_output
 
 from lvspec_kernels.relax import BONUS, MATCH
+from sgl_lvspec.guard.desk import SeenRound, has_shadow
 from sgl_lvspec.sight import request_sight
 from sgl_lvspec.sight.tally import Tally
 from sgl_lvspec.sight.token_report import TokenReport
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 
+    from sgl_lvspec.guard.desk import Desk
     from sgl_lvspec.sight.counters import Counters
 
 CopyTensor = Callable[[torch.Tensor], torch.Tensor]
@@ -41,17 +43,20 @@ class RoundReport:
 
     label: torch.Tensor | None  # int8 [B, D], as in `tally`, -1 where nothing is committed; None: all rows are strict
     relevance: torch.Tensor | None  # float32 [B, D], visual relevance of the token; anything for a bonus
-    gap: torch.Tensor | None  # float32 [B, D], log p(target's likeliest) - log p(token); read where it is loosened
+    # float32 [B, D], log p(target's likeliest) - log p(draft), of loosened tokens and of a draft that was refused
+    gap: torch.Tensor | None
     choice: torch.Tensor | None  # int32 [B, D], the target's own token where the committed one is loosened
     accept_lens: torch.Tensor  # int32 [B], accepted drafts + 1
     num_drafted: int  # tokens of each row's chain, D - 1
+    shadow: torch.Tensor | None = None  # int8 [B, D], labels that the loose rule gives, where a row has a shadow
 
     def copy_to_host(self, copy_tensor: CopyTensor) -> HostRoundReport:
         """Queue the copies; SGLang waits for them together with its own."""
-        label, relevance, gap, choice = (
-            None if part is None else copy_tensor(part) for part in (self.label, self.relevance, self.gap, self.choice)
+        label, relevance, gap, choice, shadow = (
+            None if part is None else copy_tensor(part)
+            for part in (self.label, self.relevance, self.gap, self.choice, self.shadow)
         )
-        return HostRoundReport(label, relevance, gap, choice, copy_tensor(self.accept_lens), self.num_drafted)
+        return HostRoundReport(label, relevance, gap, choice, copy_tensor(self.accept_lens), self.num_drafted, shadow)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class HostReport:
     """Books the tokens that requests keep. This one says what a prefill says: every token is a bonus."""
 
     counters: ClassVar[Counters | None] = None  # the server's, on a rank that reports metrics
+    desk: ClassVar[Desk | None] = None  # the server's guard, on every rank; None where every request is strict
     num_drafted = 0
 
     def consume(self, batch: ScheduleBatch, commits: Sequence[CommittedTokens | None]) -> None:
@@ -102,7 +108,14 @@ class HostReport:
         request_sight.tally_of(req).add(step)
         if request_sight.wants_labels(req):
             request_sight.add_labels(req, told)
+        if self.desk is not None and accepted is not None:
+            self.desk.see(req, SeenRound(commit.token_ids, told, accepted, self._shadow(row, req)))
         return step
+
+    def _shadow(self, row: int, req: Req) -> TokenReport | None:
+        """What the loose rule would have committed; None where it did, or did not decide."""
+        del row, req
+        return None
 
     def _row(self, row: int, count: int) -> tuple[TokenReport, int | None]:
         """What is told of the row's first `count` tokens, and its accepted drafts if it was a round."""
@@ -121,7 +134,9 @@ class HostRoundReport(HostReport):
         choice: torch.Tensor | None,
         accept_lens: torch.Tensor,
         num_drafted: int,
+        shadow: torch.Tensor | None = None,
     ) -> None:
+        self.shadow = shadow
         self.label, self.relevance, self.gap, self.choice = label, relevance, gap, choice
         self.accept_lens, self.num_drafted = accept_lens, num_drafted
 
@@ -137,6 +152,11 @@ class HostRoundReport(HostReport):
     def _row(self, row: int, count: int) -> tuple[TokenReport, int | None]:
         told, accepted = self._rows[row]
         return told.first(count), accepted
+
+    def _shadow(self, row: int, req: Req) -> TokenReport | None:
+        if self.shadow is None or not has_shadow(req):
+            return None
+        return self._rows[row][0]._replace(labels=self.shadow[row].tolist())
 
 
 def attach(logits_output: LogitsProcessorOutput, report: RoundReport | PrefillReport) -> None:

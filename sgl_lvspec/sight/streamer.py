@@ -8,6 +8,7 @@ from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
 from sgl_lvspec.context.tally import ContextCounters
+from sgl_lvspec.guard.counters import GuardCounters
 from sgl_lvspec.sight.counters import Counters
 from sgl_lvspec.sight.request_sight import SUMMARY, mode_of, summary_of, tally_of
 from sgl_lvspec.sight.round_report import HostReport
@@ -46,6 +47,8 @@ def after_get_output_streamer_class(
         HostReport.counters = Counters(labels, scheduler.draft_worker.speculative_num_steps)
         tally = scheduler.draft_worker.draft_tally
         tally.counters = ContextCounters(labels, tally.pool_bytes)
+        if scheduler.draft_worker.desk is not None:
+            scheduler.draft_worker.desk.counters = GuardCounters(labels)
         if scheduler.draft_worker.cascade is not None:
             scheduler.draft_worker.cascade.register(labels)
     return LVSpecOutputStreamer

@@ -16,6 +16,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from lvspec_kernels import accept_chain
 from sgl_lvspec.graphs import no_sync
+from sgl_lvspec.guard.desk import has_shadow
 from sgl_lvspec.sight.round_report import RoundReport, attach
 from sgl_lvspec.verification.choice import draw_choice
 from sgl_lvspec.verification.decision import offered
@@ -132,7 +133,8 @@ def _with_loose_rows(
     rows, logits = batch.req_pool_indices.long(), logits_output.next_token_logits
     loose = _to_device([is_loose(req) for req in batch.reqs], batch.device)
     own_draw = _rows_to_draw(batch)
-    if batch.sampling_info.is_all_greedy and own_draw is None and one_token is None:
+    shadows = any(map(has_shadow, batch.reqs))
+    if batch.sampling_info.is_all_greedy and own_draw is None and one_token is None and not shadows:
         accepted = loose_rule.accept(GreedyRound(draft_token, rows, loose, *commit), logits)
         attach(logits_output, RoundReport(*accepted[3:], accepted.accept_lens, draft_token.shape[1] - 1))
         return accepted.commit
@@ -145,7 +147,8 @@ def _with_loose_rows(
     accept_lens = commit.accept_lens if one_token is None else torch.where(one_token, 1, commit.accept_lens)
     label = torch.where(loose[:, None], decided.relaxed.label, strict_label(accept_lens, draft_token.shape[1]))
     told = (label, decided.relevance, decided.gap, decided.choice)
-    attach(logits_output, RoundReport(*told, accept_lens, draft_token.shape[1] - 1))
+    shadow = decided.relaxed.label if shadows else None
+    attach(logits_output, RoundReport(*told, accept_lens, draft_token.shape[1] - 1, shadow))
     return commit
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lvspec_kernels.relax import FILLER, SHIFT, Relaxed, relax
+from lvspec_kernels.relax import BONUS, FILLER, SHIFT, Relaxed, relax
 from sgl_lvspec.relevance.care import Care
 from sgl_lvspec.verification.protected import DIGIT, PROTECTED
 from sgl_lvspec.verification.rows import RequestRows
@@ -26,7 +26,9 @@ class Decided:
 
     relaxed: Relaxed
     relevance: torch.Tensor  # float32 [B, D], of the token committed after each node
-    gap: torch.Tensor  # float32 [B, D], log p(target's likeliest) - log p(token) of loosened tokens, 0 for others
+    # float32 [B, D], log p(target's likeliest) - log p(draft) of loosened tokens, and of the draft in whose place the
+    # target's own token stands; 0 elsewhere
+    gap: torch.Tensor
     choice: torch.Tensor  # int32 [B, D], the target's own token in the place of a loosened one, -1 beside others
 
 
@@ -88,10 +90,11 @@ class Decision:
             self.rows.edges,
         )
         is_loosened = (relaxed.label == FILLER) | (relaxed.label == SHIFT)
+        is_replaced = (relaxed.label == BONUS) & (drafted >= 0) & (drafted != choice)
         return Decided(
             relaxed,
             relevance,
-            torch.where(is_loosened, gap, 0.0),
+            torch.where(is_loosened | is_replaced, gap, 0.0),
             torch.where(is_loosened, choice, -1).to(torch.int32),
         )
 

@@ -44,6 +44,7 @@ class LooseRule:
     """Decides rounds that hold at least one loose request.
 
     Attributes:
+        care: what the rule compares with the rows' thresholds.
         graphs: the step of greedy rounds, recorded and replayed; None on CPU and with several ranks.
     """
 
@@ -51,7 +52,7 @@ class LooseRule:
 
     def __init__(self, rows: RequestRows, relevance: Relevance, care: Care, token_class: torch.Tensor) -> None:
         """Bind the tables: `token_class` uint8 [V] is what `protected.token_classes` built."""
-        self.rows, self._relevance = rows, relevance
+        self.rows, self._relevance, self.care = rows, relevance, care
         self._decision = Decision(rows, care, token_class)
 
     @classmethod
@@ -81,8 +82,9 @@ class LooseRule:
 
     @staticmethod
     def concerns(reqs: Sequence[Req]) -> bool:
-        """Whether a round of these requests is decided here: one of them is loose, or wants its labels."""
-        return any((rule := rule_of(req)) is not None and (not rule.is_strict or rule.wants_labels) for req in reqs)
+        """Whether a round of these requests is decided here: one is loose, has a shadow, or wants its labels."""
+        rules = (rule_of(req) for req in reqs)
+        return any(rule is not None and (not rule.is_strict or rule.wants_labels or rule.is_shadow) for rule in rules)
 
     @contextmanager
     def scoring(self, reqs: Sequence[Req]) -> Iterator[None]:

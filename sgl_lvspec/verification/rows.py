@@ -7,7 +7,7 @@ owner can reach a verified round; a retracted request takes its state along (`le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,14 +38,17 @@ class RequestRows:
         protects_digits: bool [P].
         least_logprob: float32 [P], below which no token is loosened, shifted ones included.
         edges: float32 [N + 1], bins of the state's counts.
+        admit: what makes of a request's own rule the one that it begins with (`guard.desk`).
     """
 
     def __init__(self, num_rows: int, prior: Prior, config: LVSpecConfig, device: torch.device | str) -> None:
         """Allocate tables for `num_rows` request rows; they hold rubbish until `write`."""
         self._config = config
+        self.admit: Callable[[Req, RequestRule], RequestRule] = lambda _req, rule: rule
         self._retracted: list[tuple[Req, int]] = []  # since the last prefill, and their rows
         num_bins = len(prior.edges) - 1
         # Whole numbers add up exactly in any order, so every rank and every batch finds the same quantile.
+        self._most_care = prior.quantile if config.guard == "on" else lambda _share: math.inf
         self._prior = torch.full((num_bins,), float(round(prior.weight / num_bins)), device=device)
         self.edges = torch.tensor(prior.edges, dtype=torch.float32, device=device)
 
@@ -59,6 +62,7 @@ class RequestRows:
             shift=table(torch.int32),
             max_share=table(torch.float32),
             max_run=table(torch.int32),
+            max_care=table(torch.float32),
         )
         self.state = StateRows(table(torch.float32, num_bins), table(torch.int32), table(torch.int32))
         self.stop_tokens = table(torch.int64, MAX_STOP_TOKENS)
@@ -69,7 +73,7 @@ class RequestRows:
         """Before a prefill (or a chunk of one): settle each request's rule and write its row."""
         for req in batch.reqs:
             if rule_of(req) is None:
-                setattr(req, RULE, RequestRule.of(req, self._config))
+                setattr(req, RULE, self.admit(req, RequestRule.of(req, self._config)))
         found: list[RequestRule] = [getattr(req, RULE) for req in batch.reqs]
         self._keep_states_of_retracted()
         rows = batch.req_pool_indices.long()
@@ -100,7 +104,9 @@ class RequestRows:
         `stop_tokens` are as `padded_stop_tokens` gives them, `least_logprob` is -inf for all unless given.
         """
         least_logprob = least_logprob or [-math.inf] * len(rules)
-        numbers = _to_device([_numbers(rule) for rule in rules], torch.float64, rows.device)
+        numbers = _to_device(
+            [(*_numbers(rule), self._most_care(rule.relaxation)) for rule in rules], torch.float64, rows.device
+        )
         for table, column in zip(self.rules, numbers.unbind(dim=1), strict=True):
             table[rows] = column.to(table.dtype)
         self.stop_tokens[rows] = _to_device(stop_tokens, torch.int64, rows.device)
@@ -109,6 +115,16 @@ class RequestRows:
         self.state.counts[rows] = self._prior
         self.state.tokens[rows] = _to_device(committed, torch.int32, rows.device)
         self.state.loosened[rows] = 0
+
+    def rewrite(self, row: int, rule: Rule) -> None:
+        """Another rule for a running request; what it has shown stays.
+
+        With overlapped scheduling a round may be under way that reads some numbers before and some after: both rules
+        allow what such a mixture allows.
+        """
+        for table, value in zip(self.rules, (*_numbers(rule), self._most_care(rule.relaxation)), strict=True):
+            table[row] = value
+        self.protects_digits[row] = rule.protect_digits
 
     def leave(self, *, req: Req, **_kwargs: Any) -> None:
         """BEFORE hook on `release_req` (srt/managers/schedule_batch.py:2360): a retracted request keeps its state.
@@ -135,11 +151,11 @@ def rule_of(req: Req) -> RequestRule | None:
 def is_loose(req: Req) -> bool:
     """Whether anything but the target's own choices may be committed for the request."""
     rule = rule_of(req)
-    return rule is not None and not rule.is_strict
+    return rule is not None and not rule.is_strict and not rule.is_shadow
 
 
 def _numbers(rule: Rule) -> tuple[float, ...]:
-    """A rule in the order of RuleRows."""
+    """A rule in the order of RuleRows, `max_care` left out."""
     return (
         rule.relaxation,
         math.log(rule.floor) if rule.floor > 0 else -math.inf,

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sgl_lvspec.config import LVSpecConfig, flag_of
+from sgl_lvspec.guard.desk import HELD_BY_SERVER
 from sgl_lvspec.presets import LOOSE_PRESETS, NAMES, PRESETS, Rule, name_of, read_value
 from sgl_lvspec.shown import shown
 from sgl_lvspec.verification.protected import MAX_STOP_TOKENS, own_stop_tokens
@@ -35,7 +37,8 @@ GRAMMAR = "grammar"
 STOP_STRING = "stop string"
 PENALTIES = "penalties"
 STOP_TOKENS = f"more than {MAX_STOP_TOKENS} stop tokens"
-STRICT_REASONS = (UNREADABLE, ASKED, SERVER, TEXT_ONLY, GRAMMAR, STOP_STRING, PENALTIES, STOP_TOKENS)
+GUARD = HELD_BY_SERVER
+STRICT_REASONS = (UNREADABLE, ASKED, SERVER, TEXT_ONLY, GRAMMAR, STOP_STRING, PENALTIES, STOP_TOKENS, GUARD)
 
 
 class Settings(NamedTuple):
@@ -52,16 +55,18 @@ class RequestRule:
     """The rule that one request is verified by.
 
     Attributes:
-        rule: numbers for the request's row; the preset `strict` for a strict request.
+        rule: numbers for the request's row; the preset `strict` for a strict request without a shadow.
         name: name of the rule: a preset, or "custom" where single values were changed.
         strict_reason: why the request is strict, one of STRICT_REASONS; None for a loose one.
         wants_labels: whether the answer carries lists with an entry for each token.
+        is_shadow: whether the rule decides beside the strict result, which is what is committed (`guard.shadow`).
     """
 
     rule: Rule
     name: str
     strict_reason: str | None
     wants_labels: bool
+    is_shadow: bool = False
 
     @property
     def is_strict(self) -> bool:
@@ -80,13 +85,21 @@ class RequestRule:
             settings = read_settings(params.custom_params, config)
         except ValueError:
             return cls(PRESETS["strict"], "strict", UNREADABLE, wants_labels=False)
-        reason = settings.strict_reason or _reason_of(req)
+        found = _reason_of(req)
+        reason = settings.strict_reason or found
         if reason is not None:
-            return cls(PRESETS["strict"], "strict", reason, settings.wants_labels)
+            is_shadow = config.shadow > 0 and found is None and is_sampled(req.rid, config.shadow)
+            rule = config.shadow_rule if is_shadow else PRESETS["strict"]
+            return cls(rule, "strict", reason, settings.wants_labels, is_shadow)
         rule = settings.rule
         if params.logit_bias:
             rule = dataclasses.replace(rule, floor=max(rule.floor, BIAS_FLOOR))
         return cls(rule, settings.name, None, settings.wants_labels)
+
+
+def is_sampled(rid: str, share: float) -> bool:
+    """Whether a request is one of this share, the same on every rank."""
+    return zlib.crc32(rid.encode()) < share * 2**32
 
 
 def read_settings(custom_params: object, config: LVSpecConfig) -> Settings:

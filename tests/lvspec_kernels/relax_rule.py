@@ -72,6 +72,7 @@ class Rule(NamedTuple):
     shift: int
     max_share: float
     max_run: int
+    max_care: float
 
 
 class State(NamedTuple):
@@ -117,7 +118,7 @@ def rule(setup: Setup) -> tuple[Relaxed, StateRows]:
 
 def rule_of_row(chain: Chain, rule: Rule, state: State, edges: list[float]) -> tuple[list[int], list[int], State]:
     """The tokens that a request commits, what each is, and what the request has shown then."""
-    threshold = quantile(state.counts, edges, rule.relaxation)
+    threshold = min(rule.max_care, quantile(state.counts, edges, rule.relaxation))
     counts, loosened, run = list(state.counts), state.loosened, 0
     tokens: list[int] = []
     labels: list[int] = []
@@ -213,6 +214,7 @@ def random_setup(num_requests: int, width: int, num_bins: int = 32, seed: int = 
         among([0, 1, 2, 3, 3], num_rows).to(torch.int32),
         among([0.0, 1 / 32, 0.1, 0.25, 1.0, 1.0, 1.0], num_rows),
         among([0, 1, 2, 4, 2**31 - 1, 2**31 - 1], num_rows).to(torch.int32),
+        among([math.inf, math.inf, math.inf, 0.6, 0.2, -math.inf], num_rows),
     )
     counts = among([0.0, 0.0, 1.0, 5.0], num_rows, num_bins)
     counts[:, 0] += among([0.0, 6.0, 7.0, 8.0, 30.0], num_rows)
@@ -230,6 +232,7 @@ def random_setup(num_requests: int, width: int, num_bins: int = 32, seed: int = 
     thresholds = [quantile(counts[row].tolist(), edges.tolist(), rules.relaxation[row].item()) for row in rows.tolist()]
     at_bound = torch.tensor(thresholds)[:, None].expand_as(care) if num_requests else care
     care = _with(care, at_bound, rng)
+    care = _with(care, rules.max_care[rows][:, None].expand_as(care), rng)
     care = _with(care, edges[torch.randint(0, num_bins + 1, care.shape, generator=rng)], rng)
     care = _with(care, among([math.nan, math.inf, -math.inf, -0.5, 1.5], *care.shape), rng)
     logprob = -6 * torch.rand(num_requests, width, generator=rng) * among([0.0, 0.3, 1.0], num_requests, 1)

@@ -108,6 +108,7 @@ def short_setup(width: int, thinned_to: int | None) -> Setup:
         shift.to(torch.int32),
         torch.ones(num_rows),
         torch.full((num_rows,), 2**31 - 1, dtype=torch.int32),
+        torch.full((num_rows,), torch.inf),
     )
     none = torch.zeros(num_rows, dtype=torch.int32)
     state = StateRows(torch.full((num_rows, 2), 8.0), none, none.clone())
@@ -156,6 +157,7 @@ def one_row(
     """
     width = len(draft) + 1
     rules = {"relaxation": 0.5, "log_floor": -5.0, "window": 0, "shift": 3, "max_share": 1.0, "max_run": 2**31 - 1}
+    rules["max_care"] = torch.inf
     rules |= {name: value for name, value in changed.items() if name in rules}
     whole = ("window", "shift", "max_run", "tokens", "loosened")
     row = {name: torch.tensor([value], dtype=torch.int32 if name in whole else None) for name, value in rules.items()}
@@ -193,6 +195,11 @@ def one_row(
         ({"logprob": math.nan}, False),
         ({"logprob": -math.inf, "log_floor": -math.inf}, False),
         ({"logprob": -1e30, "log_floor": -math.inf}, True),
+        ({"care": 0.3, "max_care": 0.3}, False),
+        ({"care": 0.2999, "max_care": 0.3}, True),
+        ({"care": 0.5, "max_care": 0.6}, False),  # it bounds the quantile and never lifts it
+        ({"care": 1e30, "max_care": 0.3, "relaxation": 1.0}, False),
+        ({"care": -math.inf, "max_care": -math.inf}, False),
         ({"max_run": 0}, False),
         ({"max_share": 1 / 32}, True),
         ({"max_share": 1 / 33}, False),

@@ -18,13 +18,16 @@ from tests.lvspec_kernels.relax_rule import BONUS, FILLER, MATCH, PADDING, SHIFT
 
 NUM_BINS = 4
 NO_LIMIT = 2**31 - 1
-EVERYTHING_GOES = {"log_floor": -math.inf, "window": 20, "shift": 3, "max_share": 1.0, "max_run": NO_LIMIT}
+EVERYTHING_GOES = {
+    "log_floor": -math.inf, "window": 20, "shift": 3, "max_share": 1.0, "max_run": NO_LIMIT, "max_care": math.inf,
+}  # fmt: skip
 STRICTER_TO_LOOSER = {
     "relaxation": st.floats(0, 1, width=32),
     "log_floor": st.floats(-8, 0, width=32) | st.just(-math.inf),
     "window": st.integers(0, 7),
     "max_share": st.floats(0, 1, width=32),
     "max_run": st.integers(0, 7) | st.just(NO_LIMIT),
+    "max_care": st.floats(0, 1, width=32) | st.just(math.inf),
 }
 EVERY_ROUND = settings(max_examples=100, deadline=None, derandomize=True)  # the same ones in every run
 
@@ -155,7 +158,13 @@ def test_every_setting_that_is_loosened_above_can_lengthen_a_round() -> None:
     state = StateRows(torch.full((1, NUM_BINS), 4.0), none, none.clone())
     setup = Setup(nodes, torch.tensor([0]), RuleRows(**rules), state, torch.linspace(0, 1, NUM_BINS + 1))
     assert num_committed(setup) == 3
-    for name, stricter in {"relaxation": 0.1, "log_floor": -0.5, "max_share": 0.0, "max_run": 0}.items():
+    for name, stricter in {
+        "relaxation": 0.1,
+        "log_floor": -0.5,
+        "max_share": 0.0,
+        "max_run": 0,
+        "max_care": 0.5,
+    }.items():
         assert num_committed(setup, **{name: stricter, "window": 0}) == 1, name
         assert num_committed(setup, window=0) == 3, name
     setup.round.care.fill_(math.inf)
@@ -283,7 +292,7 @@ def test_the_share_of_mismatches_that_are_fillers_approaches_relaxation() -> Non
     relaxation, power = torch.tensor(kinds).repeat_interleave(32, dim=0).unbind(dim=1)
     num_requests, width, num_bins, num_rounds = len(relaxation), 11, 32, 800
     ones, numbers = torch.ones(num_requests), torch.ones(num_requests, dtype=torch.int32)
-    rules = RuleRows(relaxation, -math.inf * ones, 0 * numbers, 3 * numbers, ones, NO_LIMIT * numbers)
+    rules = RuleRows(relaxation, -math.inf * ones, 0 * numbers, 3 * numbers, ones, NO_LIMIT * numbers, math.inf * ones)
     state = StateRows(torch.ones(num_requests, num_bins), 0 * numbers, 0 * numbers)
     edges, rows = torch.linspace(0, 1, num_bins + 1), torch.arange(num_requests)
     nodes = torch.ones(num_requests, width)

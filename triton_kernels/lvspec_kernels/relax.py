@@ -34,6 +34,7 @@ class RuleRows(NamedTuple):
     shift: torch.Tensor  # int32 [P], SHIFT_DRAFT | SHIFT_TARGET
     max_share: torch.Tensor  # float32 [P], loosened tokens at most, of max(committed tokens, GRACE)
     max_run: torch.Tensor  # int32 [P], loosened tokens in a row at most
+    max_care: torch.Tensor  # float32 [P], bound of the quantile, whatever the row has counted; inf: none
 
 
 class StateRows(NamedTuple):
@@ -67,8 +68,8 @@ def relax(
     """Decide a verified round. Node 0 of a row is the last committed token, nodes 1..D-1 are the drafts.
 
     * match: `draft_token[b, i] == choice[b, i - 1]`.
-    * filler: care below the λ-quantile of the row's counts (linear within a bin) and log-probability at or above the
-      floor. A row that has counted fewer than MIN_SEEN mismatches has no filler yet.
+    * filler: care below the λ-quantile of the row's counts (linear within a bin), which counts for at most `max_care`,
+      and log-probability at or above the floor. A row that has counted fewer than MIN_SEEN mismatches has no filler yet.
     * shift: the target's choice is a draft at most `window` positions away (SHIFT_DRAFT), or the draft a choice that
       near (SHIFT_TARGET). Node 0 is no draft.
     * budget: with it, at most `max_share` of the committed tokens are loosened, and at most `max_run` in a row.
@@ -125,14 +126,15 @@ def relax_torch(
 ) -> Relaxed:
     """Definition of `relax`."""
     num_requests, width = draft_token.shape
-    relaxation, log_floor, window, shift, max_share, max_run = (part[rows][:, None] for part in rules)
+    relaxation, log_floor, window, shift, max_share, max_run, max_care = (part[rows][:, None] for part in rules)
     counts, tokens, loosened = state.counts[rows], state.tokens[rows][:, None], state.loosened[rows][:, None]
     position = torch.arange(1, width, device=draft_token.device)  # of the drafts d_1..d_K
     draft, wanted = draft_token[:, 1:], choice[:, :-1]
     care, logprob = care[:, 1:], logprob[:, 1:]
 
     is_match = draft == wanted
-    is_filler = (care < _quantile(counts, edges, relaxation)) & (logprob >= log_floor) & (logprob > -math.inf)
+    threshold = torch.minimum(_quantile(counts, edges, relaxation), max_care)
+    is_filler = (care < threshold) & (logprob >= log_floor) & (logprob > -math.inf)
     apart = (position[:, None] - torch.arange(1, width + 1, device=draft.device)).abs() <= window[:, :, None]
     is_drafted_near = ((wanted[:, :, None] == draft[:, None, :]) & apart[:, :, :-1]).any(dim=2)
     is_wanted_near = ((draft[:, :, None] == choice[:, None, :]) & apart).any(dim=2)
@@ -237,12 +239,13 @@ def _relax_kernel(
     logprob_ptr,  # [B, D]
     is_allowed_ptr,  # [B, D]
     rows_ptr,  # [B]
-    relaxation_ptr,  # [P], as are the next five
+    relaxation_ptr,  # [P], as are the next six
     log_floor_ptr,
     window_ptr,
     shift_ptr,
     max_share_ptr,
     max_run_ptr,
+    max_care_ptr,
     counts_ptr,  # [P, N]
     tokens_ptr,  # [P]
     loosened_ptr,  # [P]
@@ -285,6 +288,7 @@ def _relax_kernel(
     threshold = tl.minimum(threshold, high)
     threshold = tl.where(relaxation >= 1.0, float("inf"), threshold)
     threshold = tl.where((relaxation > 0.0) & (total >= MIN_SEEN), threshold, float("-inf"))
+    threshold = tl.minimum(threshold, tl.load(max_care_ptr + row))
 
     # Index i is the draft d_(i+1), which follows node i; its own numbers stand at node i + 1.
     node = tl.arange(0, BLOCK)

@@ -105,16 +105,19 @@ def test_only_a_rank_that_reports_has_metrics(reports: bool, is_cascade: bool, m
     monkeypatch.setattr(streamer, "ContextCounters", lambda *args: args)
     tally = ContextTally(pool_bytes=5)
     cascade = SimpleNamespace(register=lambda *args: made.append(("cascade", *args))) if is_cascade else None
+    monkeypatch.setattr(streamer, "GuardCounters", lambda *args: args)
+    desk = SimpleNamespace(counters=None)
     scheduler: Any = SimpleNamespace(
         metrics_reporter=SimpleNamespace(current_scheduler_metrics_enabled=reports),
         metrics_collector=SimpleNamespace(labels=LABELS) if reports else None,
-        draft_worker=SimpleNamespace(speculative_num_steps=K, draft_tally=tally, cascade=cascade),
+        draft_worker=SimpleNamespace(speculative_num_steps=K, draft_tally=tally, cascade=cascade, desk=desk),
     )
     base = LVSpecOutputStreamer.__mro__[1]
     assert after_get_output_streamer_class(base, scheduler) is LVSpecOutputStreamer
     assert made == ([(LABELS, K), *([("cascade", LABELS)] if is_cascade else [])] if reports else [])
     assert HostReport.counters == ("counters" if reports else None)
     assert tally.counters == ((LABELS, 5) if reports else None)
+    assert desk.counters == ((LABELS,) if reports else None)
 
 
 def test_a_server_without_metrics_does_not_import_the_client() -> None:

@@ -227,13 +227,13 @@ class TestCare:
         decided = decide(make_rule(relevance, slope=slope), one_round([0, 6], [5, 5], gap_logits(gap, 2)), request)
         assert labels_of(decided)[0] == expected
 
-    def test_the_gap_and_the_targets_choice_are_told_of_loosened_tokens_alone(self) -> None:
-        """The second draft is the target's choice, the third is not accepted."""
+    def test_the_gap_is_told_of_mismatches_and_the_choice_of_loosened_tokens(self) -> None:
+        """The second draft is the target's choice; the third is refused, and the target's own stands in its place."""
         request = VideoRequest(1, asks={**ALL, "relaxation": 0.5, "shift": "off"})
         rule = make_rule(torch.tensor([[0.1, 0.1, 0.9, 0.1]]))
         decided = decide(rule, one_round([0, 6, 5, 6], [5, 5, 5, 5], gap_logits(2.5, 4)), request)
         assert labels_of(decided) == [FILLER, MATCH, BONUS, NOT_COMMITTED]
-        assert decided.gap.tolist() == [[2.5, 0.0, 0.0, 0.0]]
+        assert decided.gap.tolist() == [[2.5, 0.0, 2.5, 0.0]]
         assert decided.choice.tolist() == [[5, -1, -1, -1]]
 
     def test_without_a_number_nothing_is_loosened(self) -> None:

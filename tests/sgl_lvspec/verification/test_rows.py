@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -35,6 +36,12 @@ def make_rows(config: LVSpecConfig = PAPER) -> RequestRows:
 def tables_of(rows: RequestRows) -> list[torch.Tensor]:
     """Every table with a row for each request."""
     return [*rows.rules, *rows.state, rows.stop_tokens, rows.protects_digits, rows.least_logprob]
+
+
+def most_care(relaxation: float) -> float:
+    """The threshold that the prior, whose edges are even, stands for."""
+    low, high = PRIOR.edges[0], PRIOR.edges[-1]
+    return math.inf if relaxation >= 1 else low + (high - low) * relaxation
 
 
 def rule_at(rows: RequestRows, row: int) -> tuple[float, ...]:
@@ -83,8 +90,32 @@ def test_presets_arrive(name: str) -> None:
     log_floor = torch.tensor(rule.floor).log().item()  # -inf for none
     shift = SHIFT_DRAFT if rule.shift == "draft" else 0
     expected = (rule.relaxation, log_floor, rule.window, shift, rule.max_share, rule.max_run or MAX_RUN)
-    assert rule_at(rows, 2) == pytest.approx(expected)  # float32 of each
+    assert rule_at(rows, 2) == pytest.approx((*expected, most_care(rule.relaxation)))  # float32 of each
     assert rows.protects_digits[2] == rule.protect_digits
+
+
+@pytest.mark.parametrize("guard", ["watch", "off"])
+def test_without_a_guard_that_acts_no_threshold_is_bounded(guard: str) -> None:
+    rows = make_rows(dataclasses.replace(PAPER, guard=guard))
+    rows.write(batch_of(VideoRequest(3)))
+    assert rows.rules.max_care[3] == math.inf
+
+
+def test_without_a_measured_prior_no_threshold_is_bounded() -> None:
+    rows = RequestRows(P, PRIOR._replace(weight=0.0), PAPER, "cpu")
+    rows.write(batch_of(VideoRequest(3)))
+    assert rows.rules.max_care[3] == math.inf
+
+
+def test_a_rule_is_changed_and_what_the_request_has_shown_stays() -> None:
+    """As if the request had been written with the other rule to begin with."""
+    ours, theirs = make_rows(), make_rows()
+    ours.write(batch_of(VideoRequest(2), VideoRequest(4)))
+    theirs.write(batch_of(VideoRequest(2, asks={"preset": "conservative"}), VideoRequest(4)))
+    ours.state.loosened[2] = theirs.state.loosened[2] = 3
+    ours.rewrite(2, PRESETS["conservative"])
+    for found, expected in zip(tables_of(ours), tables_of(theirs), strict=True):
+        assert torch.equal(found[[2, 4]], expected[[2, 4]])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +142,8 @@ def test_each_setting_arrives_in_its_own_table(asks: dict[str, Any], field: str,
     rows = make_rows()
     rows.write(batch_of(VideoRequest(1), VideoRequest(4, asks=asks)))
     assert rule_at(rows, 4)[RuleRows._fields.index(field)] == pytest.approx(found)
-    others = [name for name in RuleRows._fields if name != field]
+    others = [name for name in RuleRows._fields if name not in (field, "max_care")]
+    assert rows.rules.max_care[4] == pytest.approx(most_care(found if field == "relaxation" else PAPER.rule.relaxation))
     for name in others:
         assert getattr(rows.rules, name)[4] == getattr(rows.rules, name)[1], name
 

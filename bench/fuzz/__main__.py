@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="more flags for the server")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
     about = made_by("bench.fuzz")
     with TemporaryDirectory() as temporary, bad_web_server() as web:
         folder = options.logs or Path(temporary)

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from bench.fuzz.request import Request
 
+PIECE = 2**16
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -51,7 +53,9 @@ def exchange(url: str, request: Request, limit_s: float) -> Reply:
                     connection.shutdown(socket.SHUT_WR)  # no more comes, whatever was promised
             answer = http.client.HTTPResponse(connection, method=request.method)
             answer.begin()
-            content = answer.read()  # with a number it would not notice an answer cut short
+            content = b"".join(iter(lambda: answer.read(PIECE), b""))
+            if answer.length:
+                return failed("closed")  # before all that was promised had come
             return Reply(answer.status, content, time.monotonic() - began)
         except TimeoutError:
             return failed("silent")

@@ -195,11 +195,12 @@ class TestPage:
         assert found is None or read_settings({"lvspec": found}, CONFIGS[2])
 
 
-class TestClient:
-    @pytest.fixture(scope="class")
-    def chat(self) -> ChatFormat:
-        return ChatFormat.load(str(Path(__file__).parents[2] / "demo/pair/target"))
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat.load(str(Path(__file__).parents[2] / "demo/pair/target"))
 
+
+class TestClient:
     @EXAMPLES
     @given(
         anything

@@ -86,7 +86,8 @@ def question(media: Media, words: list[int], rng: random.Random) -> Question:
     body = {"text": _prompt(turns, shown), "sampling_params": {"temperature": 0, "max_new_tokens": most, **sampling}}
     for media_kind in ("video", "image"):
         if found := [url for each, url in shown if each == media_kind]:
-            body[f"{media_kind}_data"] = found
+            # With n > 1 SGLang takes a list for one entry a prompt.
+            body[f"{media_kind}_data"] = [found] if extra == "n" else found
     return Question(f"{kind}, {extra}", GENERATE, {**body, **fields}, reason, extra in _PENALTIES, most)
 
 

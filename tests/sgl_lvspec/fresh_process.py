@@ -19,6 +19,21 @@ from typing import Any
 
 from tests.sgl_lvspec.checkpoints import write_draft, write_target
 
+# Whole command lines, as modes of SGLang are asked for; what each resolves to or is refused with is told.
+ON_CUDA = {
+    "nothing": [],
+    "--disable-overlap-schedule": ["--disable-overlap-schedule"],
+    "two ranks": ["--tp-size", "2"],
+    "two copies": ["--dp-size", "2"],
+}
+REFUSED = {
+    "--pp-size": ["--pp-size", "2"],
+    "--attn-dp-size": ["--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"],
+    "--enable-hierarchical-cache": ["--enable-hierarchical-cache"],
+    "--disaggregation-mode": ["--disaggregation-mode", "decode"],
+    "--enable-lora": ["--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"],
+    "--mm-feature-transport": ["--mm-feature-transport", "cuda_ipc"],
+}
 LIMIT_S = 600  # about 15 s on an idle machine
 RESOLVED = (
     "speculative_num_steps", "speculative_num_draft_tokens", "speculative_eagle_topk", "max_running_requests",
@@ -92,10 +107,34 @@ def _examine(folder: Path) -> dict[str, Any]:
     found["settings in the child"] = repr(config_of(copy))
 
     found |= _worker(server_args)
+    found["overlap off on cuda"], found["refused"] = _modes(plain[:2], named[len(plain) : len(plain) + 4])
     parser = argparse.ArgumentParser()
     type(server_args).add_cli_args(parser)
     found["help"] = parser.format_help()
     return found
+
+
+def _modes(target: list[str], lvspec: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Whether the overlap scheduler is off, by what was asked for beside LVSPEC; and messages by refused flag."""
+    from sglang.srt.server_args import prepare_server_args
+
+    def resolve(device: str, more: list[str]) -> Any:
+        server_args = prepare_server_args([*target, "--device", device, *lvspec, *more])
+        server_args.resolve_once()
+        return server_args
+
+    cuda = ["--attention-backend", "flashinfer", "--sampling-backend", "pytorch"]
+    is_off = {
+        name: _resolved(resolve("cuda", [*cuda, *more]), "disable_overlap_schedule") for name, more in ON_CUDA.items()
+    }
+    refused = {}
+    for flag, more in REFUSED.items():
+        try:
+            resolve("cpu", more)
+            refused[flag] = "it starts"
+        except ValueError as error:
+            refused[flag] = str(error)
+    return is_off, refused
 
 
 def _worker(server_args: Any) -> dict[str, Any]:
@@ -109,6 +148,7 @@ def _worker(server_args: Any) -> dict[str, Any]:
     algorithm = SpeculativeAlgorithm.from_string("lvspec")
     workers = [algorithm.create_worker(server_args) for _ in range(2)]
     return {
+        "supports overlap": algorithm.supports_overlap,
         "workers": [f"{worker.__module__}.{worker.__qualname__}" for worker in workers],
         "hooked by the worker": sorted(HookRegistry._patched - before),
         "draft worker": standalone_worker_v2.StandaloneDraftWorker.__qualname__,

@@ -15,6 +15,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sgl_lvspec.modes import MODES, Mode, refuse_unsupported
 from sgl_lvspec.seams import SEAMS
+from tests.sgl_lvspec.fresh_process import REFUSED, facts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "modes.md"
 FLAG = re.compile(r"`(--[a-z0-9*-]+)")
@@ -86,6 +87,12 @@ def test_the_values_that_a_flag_may_have_are_named() -> None:
         refuse_unsupported(_record(device="hpu"))
     with pytest.raises(ValueError, match=r"needs --dllm-algorithm at None \("):
         refuse_unsupported(_record(dllm_algorithm="LowConfidence"))
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_real_command_line_is_refused(flag: str) -> None:
+    """SGLang has resolved the flags when it calls us: --dp-size 2 --enable-dp-attention is --attn-dp-size 2 by then."""
+    assert facts()["refused"][flag].startswith(f"LVSPEC needs {flag} at ")
 
 
 def _sections() -> dict[str, set[str]]:

@@ -32,6 +32,7 @@ RELEASES = ("0.5.22", "0.5.23")  # the tested one and its neighbours; the newest
 NEWEST = "newest"
 RUN_LIMIT_S = 3600.0
 STRICT_TESTS = "tests/server/test_strict_ids.py"
+ERROR = re.compile(r"\b\w+(Error|Exception): .+")  # of the server, whose log a test that cannot start it shows
 
 
 @dataclass
@@ -136,12 +137,12 @@ def run_strict_tests(version: str, folder: Path) -> dict[str, Any]:
         copy.replace("sgl_lvspec/__init__.py", tested.group(), f'SGLANG_TESTED = "{version}"')
         done = copy.pytest(["-rf", STRICT_TESTS], RUN_LIMIT_S, before=[folder])
     lines = done.stdout.strip().splitlines()
-    errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]
+    errors = [found.group() for line in lines if (found := ERROR.search(line))]
     return {
         "tests": STRICT_TESTS,
         "passed": done.returncode == 0,
         "summary": lines[-1] if lines else f"pytest ended with {done.returncode}",
-        "errors": errors[-6:],
+        "errors": list(dict.fromkeys(errors))[-3:],
         "seconds": round(time.monotonic() - start),
     }
 
@@ -195,14 +196,14 @@ def main() -> int:
     options = parser.parse_args()
     found: dict[str, Release] = {}
     try:
-        for wanted in [*options.releases, *options.run]:
+        for wanted in dict.fromkeys([*options.releases, *options.run]):
             folder = unpack(download(wanted))
             if folder.name not in found:
                 found[folder.name] = compare(folder)
             release = found[folder.name]
             if wanted == NEWEST:
                 release.notes.append("(newest)")
-            if wanted in options.run and release.run is None:
+            if folder.name in options.run and release.run is None:
                 release.run = run_strict_tests(folder.name, folder)
             print(
                 f"{folder.name}: {release.verdict}, {len(release.broken)} of {release.seams} seams broken", flush=True

@@ -1,4 +1,4 @@
-"""The overlap scheduler: on for CUDA unless the user says otherwise, off on a CPU, where speculation has none in SGLang.
+"""The overlap scheduler: on for CUDA unless the user says otherwise, off on a CPU, where speculation has none.
 
 Real command lines, resolved by SGLang in a process of their own; resolving for CUDA needs no GPU.
 """

@@ -60,7 +60,10 @@ class Server:
     @property
     def is_alive(self) -> bool:
         """Whether all of its processes run."""
-        return all(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in self.processes)
+        try:
+            return all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in self.processes)
+        except psutil.NoSuchProcess:
+            return False
 
     def metrics(self) -> dict[str, float]:
         """Sums over labels, by name."""

@@ -66,7 +66,7 @@ class Storm:
         """Send these requests, until `is_over`; then let trouble and requests come to their end."""
         began, before, left = time.monotonic(), self.sent, iter(numbers)
         self.trouble.start()
-        threads = [threading.Thread(target=self._client, args=(left, is_over)) for _ in range(clients)]
+        threads = [threading.Thread(target=self._client, args=(left, is_over), daemon=True) for _ in range(clients)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):

@@ -63,7 +63,7 @@ class Troublemaker:
 
     def start(self) -> None:
         """Begin to take orders."""
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # one that is stopped does not wait
         self._thread.start()
 
     def take(self, order: Order) -> None:

@@ -86,6 +86,8 @@ def guard_request(request: Any, prompt: list[int] | None, vocab_size: int) -> No
     number = getattr(request, "top_logprobs_num", None) or 0
     if number > vocab_size:
         raise ValueError(f"top_logprobs_num must be at most {vocab_size}, the vocabulary; found {number}. Lower it.")
+    if number < 0:
+        raise ValueError(f"top_logprobs_num must be 0 or more; found {shown(number)}. Send 0 for none.")
     start = getattr(request, "logprob_start_len", None)
     if start is not None and start < -1:
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_lvspec import late_hooks
+from sgl_lvspec.frame_count import require_plausible_count
 
 _PROBED = 2**20  # bytes from which FFmpeg guesses a format
 _TS_PACKETS = ((0, 188), (4, 192))  # offset of the first sync byte and the packet's length: MPEG-TS, M2TS
@@ -42,17 +43,17 @@ def require_container(_decoder: Any, /, source: Any, *_args: Any, **_kwargs: Any
         ValueError: `load_video` makes "Could not decode video: ..." of it, a 400.
     """
     if isinstance(source, bytes):
-        start = source[:_PROBED]
+        content = source
     elif isinstance(source, str) and Path(source).is_file():
-        with Path(source).open("rb") as file:
-            start = file.read(_PROBED)
+        content = Path(source).read_bytes()
     else:
         raise ValueError("A video must be a file's content or the path of a file; found neither. Send the file itself.")
-    if not is_container(start):
+    if not is_container(content[:_PROBED]):
         raise ValueError(
             "A video must be a file of MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg, ASF or GIF, by its first bytes; "
             "found another format, a playlist or no video. Send the video file itself, complete."
         )
+    require_plausible_count(content)
 
 
 def is_container(start: bytes) -> bool:

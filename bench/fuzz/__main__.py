@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="send this payload alone and show it with its answer")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of silence that are a hang")
+    parser.add_argument("--minutes", type=float, help="stop after so long, whatever was sent by then")
     parser.add_argument("--max-deaths", type=int, default=12)
     parser.add_argument("--url", help="a running server in place of one of our own; it is not started again if it dies")
     parser.add_argument("--logs", type=Path, help="folder that keeps the servers' logs")
@@ -77,7 +78,8 @@ def _fuzz(options: argparse.Namespace, target: Target, web: str, folder: Path, a
         end = "\n" if not sys.stdout.isatty() else ""
         print(f"\r  {len(running.results)} sent, {rate:.0f}/s, {counts}, deaths {running.deaths}", end=end, flush=True)
 
-    campaign.run(range(options.first, options.first + options.requests), progress=progress)
+    deadline = None if options.minutes is None else began + options.minutes * 60
+    campaign.run(range(options.first, options.first + options.requests), deadline=deadline, progress=progress)
     print()
     is_empty, held = target.is_empty()
     seconds = time.monotonic() - began

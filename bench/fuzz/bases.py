@@ -47,7 +47,7 @@ def part(kind: str, url: str) -> dict[str, Any]:
 
 def _ask(rng: random.Random, model: str) -> Request:
     """One of the two endpoints, with media or without, streamed or not."""
-    question, tokens = rng.choice(QUESTIONS), rng.randint(1, 8)
+    question, tokens = rng.choice(QUESTIONS), rng.randint(1, 4)
     fields: dict[str, Any] = {"stream": True} if rng.random() < 0.25 else {}
     kinds = rng.choice(((), (), ("video",), ("video",), ("image",), ("video", "video"), ("image", "video")))
     video, image = media.data_url(media.video()), media.data_url(media.image(), "image/png")

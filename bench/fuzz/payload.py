@@ -11,7 +11,7 @@ from bench.fuzz.request import Request
 from bench.fuzz.surroundings import Surroundings
 
 KNOWN = "as it should be"
-KNOWN_SHARE = 0.03
+KNOWN_SHARE = 0.015
 UNMUTATED = "unmutated"
 # Kind, mutation, weight.
 BODIES: tuple[tuple[str, mutations.Mutation, float], ...] = (

@@ -78,6 +78,7 @@ def test_usable_request_passes(prompt: list[int] | None, fields: dict[str, Any])
         ([1], {"input_ids": [-1, 3]}, r"^input_ids must lie in 0\.\.895; found -1\. Tokenize"),
         ([1], {"input_ids": [3, 2**40]}, r"^input_ids must lie in 0\.\.895; found 1099511627776"),
         ([1], {"top_logprobs_num": VOCABULARY + 1}, r"^top_logprobs_num must be at most 896, .*; found 897\. Lower"),
+        ([1], {"top_logprobs_num": -1}, r"^top_logprobs_num must be 0 or more; found -1\. Send 0"),
         ([1], {"logprob_start_len": -2}, r"^logprob_start_len must be a position of the prompt or -1; found -2"),
         (
             [1],

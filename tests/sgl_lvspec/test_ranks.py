@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.server_args import ServerArgs
 
-from sgl_lvspec import flags, ranks
+from sgl_lvspec import flags, ranks, startup
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +141,12 @@ def test_an_arm_without_speculation_is_bound_alike(
     monkeypatch.delenv(ranks.BIND, raising=False)
     flags.attach(server, {})
     assert ranks.BIND not in os.environ, "SGLang as it is, where nothing of ours was named"
+
+
+@pytest.mark.parametrize(("device", "is_bound"), [("cpu", True), ("cuda", False)])
+def test_lvspec_binds_once_the_device_is_known(monkeypatch: pytest.MonkeyPatch, device: str, is_bound: bool) -> None:
+    _machine(monkeypatch, [[0, 1]])
+    defaults = ServerArgs(model_path="target", device=device)
+    fields = {name: getattr(defaults, name) for name in ServerArgs.__struct_fields__}
+    startup.set_defaults(SimpleNamespace(**fields | {"dp_size": 2}))  # type: ignore[arg-type]
+    assert (os.environ.get(ranks.BIND) == "0|1") == is_bound

@@ -28,7 +28,8 @@ DEFAULT_MAX_VIDEO_FRAMES = 432_000  # the same at 60 frames a second
 GUARDS = ("on", "watch", "off")
 DEFAULT_GUARD = "on"
 GUARD_BOUNDS = (
-    ("guard_given_up", float, 1e3), ("guard_share", float, 1.0), ("guard_run", int, MAX_RUN), ("guard_drift", float, 1e3),
+    ("guard_given_up", float, 1e3), ("guard_share", float, 1.0), ("guard_run", int, MAX_RUN),
+    ("guard_drift", float, 1e3),
 )  # fmt: skip
 INTERNAL = ("probe",)  # settings that are no flag and that no message offers
 _ON_OFF = {"on": True, "off": False}
@@ -145,8 +146,8 @@ class LVSpecConfig:
         if needs_loose and not self.allows_loose:
             raise ValueError(
                 f"{flag_of(needs_loose[0])} needs a preset that loosens ({', '.join(LOOSE_PRESETS)}); found "
-                f"{self.preset}. Name another {flag_of('preset')} (with {flag_of('relaxation')} 0, if all requests are to "
-                f"stay strict), or drop {', '.join(map(flag_of, needs_loose))}."
+                f"{self.preset}. Name another {flag_of('preset')} (with {flag_of('relaxation')} 0, if all requests "
+                f"are to stay strict), or drop {', '.join(map(flag_of, needs_loose))}."
             )
         loosening = [name for name, value in self._own_values().items() if name != "relaxation" or value > 0]
         if loosening and not self.allows_loose:

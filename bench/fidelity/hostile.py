@@ -42,7 +42,7 @@ def exchanged_tokens(tokenizer: Any) -> dict[int, int]:
 
 
 def write_hostile(pair: Path, out: Path) -> int:
-    """Write the pair of `pair` to `out` with such a draft; the target is the same. Returns how many tokens are exchanged.
+    """Write `pair` to `out` with such a draft, the target as it is. Returns how many tokens are exchanged.
 
     Raises:
         ValueError: the draft has no output matrix of its own, or none of the words is one token.

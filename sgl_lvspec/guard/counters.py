@@ -31,7 +31,7 @@ class GuardCounters:
         latest = partial(Gauge, labelnames=names, multiprocess_mode="mostrecent")
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(f"lvspec:{name}", text, names).labels(**labels)
+            return Counter(name, text, names).labels(**labels)
 
         breaches = Counter("lvspec:guard_breaches_total", "Bounds that requests passed.", [*names, "reason"])
         self._breaches: dict[Any, Any] = {reason: breaches.labels(**labels, reason=reason) for reason in REASONS}
@@ -46,9 +46,11 @@ class GuardCounters:
             "lvspec:guard_drift",
             "Standard deviations by which recent mismatches need more care than those of the calibration.",
         ).labels(**labels)
-        self._visual = counter("visual_nats_total", "What the video adds to loosely decided answers, by their scores.")
-        self._lost = counter("visual_nats_lost_total", "The part of it that loosened tokens lose.")
-        self._rounds = counter("shadow_rounds_total", "Rounds that were decided both ways.")
+        self._visual = counter(
+            "lvspec:visual_nats_total", "What the video adds to loosely decided answers, by their scores."
+        )
+        self._lost = counter("lvspec:visual_nats_lost_total", "The part of it that loosened tokens lose.")
+        self._rounds = counter("lvspec:shadow_rounds_total", "Rounds that were decided both ways.")
         accepted = Counter(
             "lvspec:shadow_accepted_total", "Drafts that each rule accepts in the same rounds.", [*names, "rule"]
         )

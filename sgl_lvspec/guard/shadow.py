@@ -16,7 +16,6 @@ have been accepted, each round beginning after the target's own words.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -33,11 +32,6 @@ class Retention:
             return
         self.visual += relevance
         self.lost += relevance * -math.expm1(-given_up)
-
-    def add(self, other: Retention) -> None:
-        """Sums of both."""
-        self.visual += other.visual
-        self.lost += other.lost
 
     @property
     def kept(self) -> float | None:
@@ -58,13 +52,6 @@ class Shadow:
         self.rounds += 1
         self.strict_accepted += strict_accepted
         self.loose_accepted += loose_accepted
-
-    def add(self, others: Iterable[Shadow]) -> None:
-        """Sums of all."""
-        for other in others:
-            self.rounds += other.rounds
-            self.strict_accepted += other.strict_accepted
-            self.loose_accepted += other.loose_accepted
 
     def summary(self) -> dict[str, float | int | None]:
         """As `meta_info` shows it: T by rule, in the same rounds."""

@@ -13,8 +13,9 @@ from sgl_lvspec.presets import NAMES, PRESETS, Rule
 
 KNOWN = (
     "allowed_local_media_path, calibration, cascade, context, debug_sync, draft_graph, draft_stop, draft_tokens, "
-    "floor, guard, guard_drift, guard_given_up, guard_run, guard_share, keep, keep_min, mass, max_media_mb, max_run, max_share, max_video_frames, max_video_seconds, preset, "
-    "protect_digits, relaxation, scorer, shadow, shift, video_time, window"
+    "floor, guard, guard_drift, guard_given_up, guard_run, guard_share, keep, keep_min, mass, max_media_mb, "
+    "max_run, max_share, max_video_frames, max_video_seconds, preset, protect_digits, relaxation, scorer, shadow, "
+    "shift, video_time, window"
 )
 
 

@@ -37,6 +37,14 @@ def _parse(*arguments: str) -> ServerArgs:
     return prepare_server_args(["--model-path", "target", *arguments])
 
 
+def test_allowed_folders_are_listed_or_the_flag_is_repeated(mended: list[Any]) -> None:
+    flag = "--lvspec-allowed-local-media-path"
+    config = flags.config_of(_parse(*LVSPEC, flag, "a", "b", flag, "c", "--lvspec-max-video-seconds", "1.5"))
+    assert (config.allowed_local_media_path, config.max_video_seconds) == (("a", "b", "c"), 1.5)
+    with pytest.raises(ValueError, match=f"^{flag} needs --speculative-algorithm LVSPEC"):
+        _parse(flag, "a")
+
+
 def test_naming_lvspec_attaches_the_defaults_and_mends_video_times(mended: list[Any]) -> None:
     server_args = _parse(*LVSPEC)
     assert flags.config_of(server_args) == LVSpecConfig()

@@ -227,6 +227,18 @@ class TestSize:
         assert SourceRules.of(LVSpecConfig(max_media_mb=ours), 64).max_bytes == limit * MIB
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_media_mb", -1), ("max_media_mb", 1.5), ("max_media_mb", True), ("max_video_frames", "many"),
+        ("max_video_seconds", -1.0), ("max_video_seconds", float("nan")), ("max_video_seconds", float("inf")),
+    ],
+)  # fmt: skip
+def test_impossible_limits_end_the_start(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^--lvspec-{name.replace('_', '-')} must be .*; found"):
+        LVSpecConfig(**{name: value})
+
+
 class TestRequests:
     """Where media are in SGLang's requests."""
 

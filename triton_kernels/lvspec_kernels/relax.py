@@ -69,7 +69,7 @@ def relax(
 
     * match: `draft_token[b, i] == choice[b, i - 1]`.
     * filler: care below the λ-quantile of the row's counts (linear within a bin), which counts for at most `max_care`,
-      and log-probability at or above the floor. A row that has counted fewer than MIN_SEEN mismatches has no filler yet.
+      and log-probability at or above the floor. A row that has counted fewer than MIN_SEEN mismatches has none yet.
     * shift: the target's choice is a draft at most `window` positions away (SHIFT_DRAFT), or the draft a choice that
       near (SHIFT_TARGET). Node 0 is no draft.
     * budget: with it, at most `max_share` of the committed tokens are loosened, and at most `max_run` in a row.

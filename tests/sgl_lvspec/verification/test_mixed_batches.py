@@ -13,11 +13,14 @@ from sglang.srt.speculative.eagle_info import EagleVerifyInput
 
 from lvspec_kernels import accept_chain
 from lvspec_kernels.relax import BONUS, FILLER, MATCH, NOT_COMMITTED, SHIFT
+from sgl_lvspec.presets import Rule
 from sgl_lvspec.sight.round_report import RoundReport
 from sgl_lvspec.verification import commit
 from sgl_lvspec.verification import loose as loose_module
 from sgl_lvspec.verification.commit import LOOSE_RULE, Commit, after_eagle_sample
 from sgl_lvspec.verification.loose import LooseRule
+from sgl_lvspec.verification.rows import RULE
+from sgl_lvspec.verification.settings import RequestRule
 from tests.sgl_lvspec.verification.loose_rounds import (
     ALL,
     Numbers,
@@ -309,3 +312,25 @@ def test_numbers_of_a_round_are_what_the_helpers_say() -> None:
     assert isinstance(round_, Numbers)
     is_match = round_.draft[:, 1:] == round_.choice[:, :-1]
     assert 0.2 < is_match.double().mean() < 0.8
+
+
+def shadowed(row: int) -> VideoRequest:
+    """A request that asks for strict, on a server that tries the loose rule beside every one."""
+    request = VideoRequest(row, asks={"mode": "strict"}, **GREEDY)
+    rule = RequestRule(Rule(**{**ALL, "max_run": None}), "strict", "asked for strict", False, is_shadow=True)
+    setattr(request, RULE, rule)
+    return request
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shadow_decides_and_nothing_of_it_is_committed(seed: int) -> None:
+    round_ = Round(shadowed(4), loose(1), text_request(2, **GREEDY), seed=seed)
+    ours, report = round_.commit(), round_.report
+    assert ours is not None and report.shadow is not None and report.label is not None
+    assert_rows_equal(ours, round_.result, [0, 2])
+    assert not {FILLER, SHIFT} & set(report.label[0].tolist())
+    beside = Round(loose(4), loose(1), text_request(2, **GREEDY), seed=seed)
+    beside.commit()
+    assert beside.report.label is not None and beside.report.shadow is None
+    assert torch.equal(report.shadow[0], beside.report.label[0]), "what a loose request would have been answered"
+    assert torch.equal(report.label[1], beside.report.label[1])

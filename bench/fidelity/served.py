@@ -41,9 +41,9 @@ def served_rows(
 
         def row(pair: tuple[HeldOutClip, str], preset: str = preset) -> list[float]:
             clip, alone = pair
-            text, told, tokens = _ask(url, clip, preset)
+            text, told, tokens = ask(url, clip, preset)
             found = mark_text(text, clip, 0, alone)
-            found |= _counts(told, tokens)
+            found |= counts(told, tokens)
             tick()
             return [found[name] for name in COLUMNS]
 
@@ -53,7 +53,7 @@ def served_rows(
     return rows
 
 
-def _counts(told: dict[str, Any], tokens: int) -> dict[str, float]:
+def counts(told: dict[str, Any], tokens: int) -> dict[str, float]:
     """What the rule did, from `meta_info["lvspec"]`. The server does not tell how rounds ended."""
     by_label = told["accepted"]
     changed = by_label["filler"] + by_label["shift"]
@@ -71,7 +71,7 @@ def _counts(told: dict[str, Any], tokens: int) -> dict[str, float]:
     }
 
 
-def _ask(url: str, clip: HeldOutClip, preset: str) -> tuple[str, dict[str, Any], int]:
+def ask(url: str, clip: HeldOutClip, preset: str) -> tuple[str, dict[str, Any], int]:
     """Text, `meta_info["lvspec"]` and number of tokens of one greedy answer."""
     video = "data:video/mp4;base64," + base64.b64encode(clip.mp4).decode()
     content = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench.torture import faults
+from bench.torture.__main__ import NEIGHBOURS, parse
 from bench.torture.client import Answer, Reply
 from bench.torture.clocks import _shifted
 from bench.torture.media import Media
@@ -257,6 +260,28 @@ class TestJudge:
         assert judge.complaints(request, Reply(0.0, 45.0, error="timed out"))
         assert not judge.complaints(request, Reply(0.0, 45.0, error="timed out"), was_set_back=True)
         assert any("time of day" in outcome for outcome in judge.outcomes)
+
+
+class TestCommandLine:
+    def parsed(self, monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", ["torture", *words])
+        return parse()
+
+    def test_a_failure_is_sent_again_with_its_neighbours(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = {"seed": 9, "without": ["abort"], "clips": 5, "questions": 40, "block": 60, "clients": 3}
+        told = {"settings": settings, "failures": [{"number": 77}, {"number": 90}]}
+        (tmp_path / "run.json").write_text(json.dumps(told))
+        args = self.parsed(monkeypatch, "--replay", str(tmp_path / "run.json"))
+        assert {name: getattr(args, name) for name in settings} == settings
+        assert (args.first, args.requests, args.waves) == (77 - NEIGHBOURS, 2 * NEIGHBOURS + 1, 1)
+
+    def test_a_run_without_a_failure_is_not_replayed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "run.json").write_text(json.dumps({"settings": {}, "failures": []}))
+        with pytest.raises(SystemExit):
+            self.parsed(monkeypatch, "--replay", str(tmp_path / "run.json"))
+
+    def test_only_begins_with_the_first_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.parsed(monkeypatch, "--only", "3").first == 0
 
 
 def test_probes_can_be_compared(questions: list[Question]) -> None:

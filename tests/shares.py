@@ -12,6 +12,7 @@ ON_THEIR_OWN = (
     "test_calibrate.py",
     "test_cascade.py",
     "test_context.py",
+    "test_guard.py",
     "test_long_video.py",
     "test_qwen3_vl.py",
     "test_security.py",

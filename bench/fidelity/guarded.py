@@ -132,7 +132,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"`{' '.join(about['argv'])}`, {about['utc']}, commit {about['git'][:10]}, {about['hardware']['processor']} "
         f"({about['hardware']['cores']} cores), float32. {settings['clips']} held-out clips (seed "
         f"{settings['clip_seed']}), preset `{settings['preset']}`, {AT_ONCE} at a time. The hostile draft exchanges "
-        "colors, shapes, sizes, motions, numbers and backgrounds for others of their kind. Held: answers that were left "
+        "colors, shapes, sizes, motions, numbers and backgrounds for others of their kind. Held: answers left "
         "as asked / tightened / strict."
     )
     columns = ("draft", "guard", "T", "loosened", "facts right", "retention", "95 %", "estimated retention", "held")

@@ -75,7 +75,8 @@ class ServerRule:
         """`stop`: chains end as on a server with this --lvspec-draft-stop."""
         self._stop, self._leniency = stop, torch.tensor([rule.relaxation])
         self._exam, self._scorer, self._calibration = exam, scorer, calibration
-        rows = RequestRows(len(exam), calibration.prior(scorer), LVSpecConfig(), "cpu")
+        rule_alone = LVSpecConfig(guard="off")  # bench.fidelity.guarded measures the guard, on servers
+        rows = RequestRows(len(exam), calibration.prior(scorer), rule_alone, "cpu")
         count = len(exam)
         # The prefill's own token is committed already, as in a server.
         rows.fill(torch.arange(count), [rule] * count, [padded_stop_tokens(None)] * count, [1] * count)

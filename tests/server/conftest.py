@@ -68,9 +68,12 @@ def lvspec_server(pair: Pair, log_dir: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def loose_server(pair: Pair, log_dir: Path) -> Iterator[Server]:
-    """LVSPEC with the loosest preset and K = 10, four requests at a time; chains end where they do by default."""
+    """LVSPEC with the loosest preset and K = 10, four requests at a time; chains end where they do by default.
+
+    Its guard only watches: what one test asks must not change what another is answered.
+    """
     server = start(
-        pair.target, *lvspec_args(pair), "--lvspec-preset", "paper",
+        pair.target, *lvspec_args(pair), "--lvspec-preset", "paper", "--lvspec-guard", "watch",
         "--max-running-requests", "4", "--enable-metrics", log=log_dir / "loose.log",
     )  # fmt: skip
     yield server

@@ -18,6 +18,9 @@ from sgl_lvspec.presets import PRESETS, Rule
 LOOSENED = ("filler", "shift")
 PER_TOKEN = ("lvspec_labels", "lvspec_relevance", "lvspec_choice", "lvspec_given_up")
 MOST_A_ROUND = 11  # K and the target's own
+# SGLang 0.5.23 prefills one token in place of the prompt of a request that is aborted while its grammar is compiled
+# (Req.set_finish_with_abort), and returns what follows.
+STAND_IN = 1
 BUDGET_FROM = 32  # tokens: a budget is a share of the answer, or of so many while it is shorter
 # float32 sums over batches and chunks of other shapes; log-probabilities reach -20 here
 LOGPROB_TOLERANCE = 1e-3
@@ -99,6 +102,9 @@ class Judge:
         if question.is_penalized and answer.meta.get("num_retractions"):
             self._count("strict, not compared: SGLang counts penalties anew after a retraction")
             return []
+        if answer.is_aborted and answer.meta.get("prompt_tokens") == STAND_IN:
+            self._count("aborted before its prefill, with a token that answers nothing")
+            return []
         if answer.is_aborted and answer.ids is not None:
             # SGLang 0.5.23 cuts the last round of an aborted request neither at its length nor at its end.
             ids, known = answer.ids, expected.ids or []
@@ -157,7 +163,9 @@ class Judge:
             reason = question.strict_reason if is_told else counts["strict_reason"]
             if (counts["mode"], counts["strict_reason"]) != ("strict", reason):
                 found.append(f"mode {counts['mode']} because of {counts['strict_reason']}, not of {reason}")
-        elif counts["mode"] != "loose":
+        elif counts["strict_reason"] == "guard":
+            self._count("asked for loose, held strict by the guard")
+        elif counts["mode"] != "loose" and not (answer.is_aborted and meta.get("prompt_tokens") == STAND_IN):
             found.append(f"asked for loose, found {counts['mode']}: {counts['strict_reason']}")
         if loosened > rule.max_share * max(len(ids), BUDGET_FROM):
             found.append(f"{loosened} loosened of {len(ids)} tokens, at most a share of {rule.max_share}")

@@ -73,7 +73,7 @@ def orders(seed: int, number: int, block: int, without: Collection[str] = ()) ->
 def settings_of_server(without: Collection[str]) -> tuple[list[str], dict[str, Any]]:
     """Flags and environment of the sabotaged server: what is done to it all the time."""
     flags, environment = ["--chunked-prefill-size", "48", "--max-running-requests", "4"], {}
-    # A guard that acts would hold most requests strict once a draft has answered rubbish, and nothing would be loosened.
+    # A guard that acts would hold most requests strict once a draft has answered rubbish: nothing would be loosened.
     flags += ["--lvspec-guard", "watch"]
     flags += ["--lvspec-context", "specvlm", "--lvspec-keep", "0.25", "--lvspec-keep-min", "0"]
     if SMALL_POOLS not in without:

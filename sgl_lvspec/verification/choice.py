@@ -25,7 +25,8 @@ def draw_choice(logits: torch.Tensor, sampling_info: SamplingBatchInfo, position
             one that decoding without speculation makes there.
 
     Returns:
-        int64 [B, D]. Rows at temperature 0 hold the argmax.
+        int64 [B, D]. Rows at temperature 0 hold the argmax, as do nodes without a distribution: a grammar may forbid
+        every token (a schema that is only a reference to itself), and a NaN would end the draws of all requests.
     """
     num_requests = sampling_info.temperatures.shape[0]
     width = logits.shape[0] // num_requests
@@ -37,6 +38,8 @@ def draw_choice(logits: torch.Tensor, sampling_info: SamplingBatchInfo, position
         return values.repeat_interleave(width, dim=0)
 
     probs = torch.softmax(logits / per_node(sampling_info.temperatures), dim=-1)
+    has_none = probs[:, :1].isnan()  # a softmax is NaN as a whole or nowhere
+    probs = torch.where(has_none, 1 / probs.shape[1], probs)
     seed = None if sampling_info.sampling_seed is None else per_node(sampling_info.sampling_seed)
     if sampling_info.need_top_k_sampling or sampling_info.need_top_p_sampling or sampling_info.need_min_p_sampling:
         drawn = top_k_top_p_min_p_sampling_from_probs_torch(
@@ -52,5 +55,5 @@ def draw_choice(logits: torch.Tensor, sampling_info: SamplingBatchInfo, position
     else:
         drawn = sampling_from_probs_torch(probs, sampling_seed=seed, positions=positions)
     # SGLang writes temperature 0 as top_k = 1; argmax settles ties as decoding without speculation does.
-    is_greedy = (sampling_info.top_ks <= 1)[:, None]
+    is_greedy = (sampling_info.top_ks <= 1)[:, None] | has_none.view(num_requests, width)
     return torch.where(is_greedy, greedy, drawn.view(num_requests, width).long())

@@ -160,3 +160,18 @@ def sglang_sampler() -> Sampler:
     sampler.use_log_softmax_logprob = False
     sampler.use_ascend_backend = False
     return sampler
+
+
+@pytest.mark.parametrize("kinds", [[{"temperature": 0.9}, GREEDY, {}], [{"top_p": 0.8}, GREEDY, {"min_p": 0.1}]])
+@pytest.mark.parametrize("forbidden", [0, 1, 2])
+def test_a_row_that_a_grammar_forbids_altogether_ends_nobodys_draws(
+    kinds: list[dict[str, Any]], forbidden: int, rng: torch.Generator
+) -> None:
+    logits = torch.randn(3, WIDTH, V, generator=rng)
+    logits[forbidden, 1] = -torch.inf
+    logits[forbidden, 2, 4] = torch.nan
+    logits[:, 0, 3] = 1e4
+    choice = draw_choice(logits.flatten(0, 1), make_info(kinds, V), positions_of(3))
+    assert choice[:, 0].tolist() == [3, 3, 3], "what has a distribution is drawn from it"
+    assert ((choice >= 0) & (choice < V)).all()
+    assert choice[forbidden, 1:].tolist() == logits[forbidden, 1:].argmax(-1).tolist()

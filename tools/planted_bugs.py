@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.provenance import as_line, provenance_of
 from tools.working_copy import ROOT, working_copy
 
 TABLE = ROOT / "tests" / "planted_bugs.toml"
@@ -74,13 +75,13 @@ def misplanted(bugs: list[Bug], root: Path = ROOT) -> list[str]:
     return wrong
 
 
-def report(rows: list[tuple[Bug, str, float]]) -> str:
+def report(rows: list[tuple[Bug, str, float]], provenance: dict[str, str]) -> str:
     """The table as Markdown."""
     lines = [
         f"| {bug.mechanism} | {bug.bug} | `{bug.file}` | `{bug.test}` | {outcome} | {seconds:.0f} |"
         for bug, outcome, seconds in rows
     ]
-    return HEADER + "\n".join(lines) + "\n"
+    return HEADER + "\n".join([*lines, "", as_line(provenance), ""])
 
 
 def main() -> int:
@@ -118,7 +119,7 @@ def main() -> int:
             if outcome.startswith("**"):
                 print(done.stdout[-3000:] + done.stderr[-2000:], file=sys.stderr)
     if options.out:
-        options.out.write_text(report(rows))
+        options.out.write_text(report(rows, provenance_of("tools.planted_bugs")))
     failed = [bug.bug for bug, outcome, _ in rows if outcome.startswith("**")]
     print(f"{len(chosen) - len(failed)} of {len(chosen)} planted bugs were seen")
     return 1 if failed else 0

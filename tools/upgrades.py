@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import shutil
 import subprocess
@@ -20,11 +19,11 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tools.pip_run import SetupError, explain
+from tools.provenance import as_line, provenance_of
 from tools.working_copy import ROOT, working_copy
 
 FOLDER = ROOT / "build" / "upgrades"
@@ -170,21 +169,8 @@ def report(releases: Sequence[Release], provenance: dict[str, str]) -> str:
         if release.run is not None and release.run["errors"]:
             lines += ["", f"How the run on {release.version} ended:", "", "```"]
             lines += [*release.run["errors"], "```"]
-    lines += ["", ", ".join(f"{name} {value}" for name, value in provenance.items()), ""]
+    lines += ["", as_line(provenance), ""]
     return "\n".join(lines)
-
-
-def provenance_of(root: Path = ROOT) -> dict[str, str]:
-    """When, where from and with what this was found."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "command": " ".join(["python -m tools.upgrades", *sys.argv[1:]]),
-    }
 
 
 def main() -> int:
@@ -211,7 +197,7 @@ def main() -> int:
     except SetupError as error:
         print(f"releases could not be compared\n{error}", file=sys.stderr)
         return 1
-    provenance, releases = provenance_of(), list(found.values())
+    provenance, releases = provenance_of("tools.upgrades"), list(found.values())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     told = {"provenance": provenance, "releases": [{**asdict(each), "verdict": each.verdict} for each in releases]}
     options.out.write_text(json.dumps(told, indent=1) + "\n")

@@ -77,5 +77,6 @@ def test_a_text_that_is_not_there_once_is_not_replaced(little_tree: Path) -> Non
 
 
 def test_the_table_is_reported_line_by_line() -> None:
-    last = report([(_bug(), "seen", 1.6)]).splitlines()[-1]
-    assert last == "| m | b | `code.py` | `test_code.py::test_double` | seen | 2 |"
+    *_, row, _, last = report([(_bug(), "seen", 1.6)], {"time": "now", "commit": "abc"}).splitlines()
+    assert row == "| m | b | `code.py` | `test_code.py::test_double` | seen | 2 |"
+    assert last == "time now, commit abc"

@@ -68,6 +68,11 @@ def _fuzz(options: argparse.Namespace, target: Target, web: str, folder: Path, a
 
     told = 0
 
+    def end_early(*_: object) -> None:
+        campaign.must_end = True  # with a report of what was sent by then
+
+    signal.signal(signal.SIGTERM, end_early)
+
     def progress(running: Campaign) -> None:
         nonlocal told
         for fault in running.faults[told:]:

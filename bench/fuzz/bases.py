@@ -136,18 +136,22 @@ def base(rng: random.Random, surroundings: Surroundings) -> Request:
     return copy.deepcopy((make or rng.choice(OTHERS))(rng, surroundings.model))
 
 
-# Asked between the others; their answers must stay what they were at first. A strict and a loose one of each kind.
+# Asked between the others; their answers must stay what they were at first. Strict ones: what is drafted depends on the
+# requests beside it, and a loose answer on what is drafted.
 def known(model: str) -> dict[str, Request]:
     """Right requests by name."""
     video, image = media.data_url(media.video()), media.data_url(media.image(), "image/png")
     strict = {"lvspec": {"mode": "strict"}}
+    parts = [part("video", video), {"type": "text", "text": "What happens?"}]
     found = {
         "text": generate("Hello!", 8),
         "image": generate(IMAGE + "Describe the image.", 8, image_data=image),
         "video": generate(VIDEO + "What happens?", 8, video_data=video),
         "two videos": generate(VIDEO + VIDEO + "Compare the two videos.", 8, video_data=[video, video]),
-        "strict video": generate(VIDEO + "Describe the video in detail.", 8, video_data=video),
-        "chat": chat_completion(model, [part("video", video), {"type": "text", "text": "What happens?"}], 8),
+        "long answer": generate(VIDEO + "Describe the video in detail.", 24, video_data=video),
+        "chat": chat_completion(model, parts, 8, custom_params=strict),
     }
-    found["strict video"].body["sampling_params"]["custom_params"] = strict
+    for request in found.values():
+        if request.path == GENERATE:
+            request.body["sampling_params"]["custom_params"] = strict
     return found

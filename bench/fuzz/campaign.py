@@ -62,6 +62,7 @@ class Campaign:
         self.clients, self.limit_s, self.max_deaths = clients, limit_s, max_deaths
         self.results: list[Result] = []
         self.deaths = 0
+        self.must_end = False  # behind the batch that runs
         self.known: dict[str, Any] = {}
         self._known_turn = 0
         self._lock = threading.Lock()
@@ -98,7 +99,8 @@ class Campaign:
             self._check_known()
             if progress is not None:
                 progress(self)
-            if self.deaths >= self.max_deaths or (deadline is not None and time.monotonic() > deadline):
+            is_late = deadline is not None and time.monotonic() > deadline
+            if self.deaths >= self.max_deaths or is_late or self.must_end:
                 return
 
     def alone(self, number: int) -> Result:

@@ -54,6 +54,8 @@ def verdict(payload: Payload, reply: Reply, known: dict[str, Any]) -> Verdict:
         return (
             Verdict(REFUSED) if is_silent or WORDS.search(_text(reply)) else Verdict(WRONG, f"{status} without a word")
         )
+    if status == 307:  # a slash at the path's end
+        return Verdict(OK)
     if not 200 <= status < 300:
         return Verdict(WRONG, f"status {status}")
     found = _judge_success(payload, reply)

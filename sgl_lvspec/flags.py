@@ -283,7 +283,7 @@ def attach(server_args: ServerArgs, options: dict[str, Any]) -> None:
             f"{ours[0]} needs --speculative-algorithm {ALGORITHM}; found {server_args.speculative_algorithm!r}. "
             f"Name the algorithm or drop {', '.join(ours)}."
         )
-    preset = named.get("preset") or _default_preset(server_args, named)
+    preset = named.get("preset") or (_default_preset(server_args, named) if is_lvspec else DEFAULT_PRESET)
     config = LVSpecConfig.from_options({**options, "preset": preset})
     if config.calibration is not None or config.allows_loose:
         config = dataclasses.replace(config, calibration=find_calibration(config.calibration, server_args.model_path))

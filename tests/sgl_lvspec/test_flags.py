@@ -16,6 +16,7 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 from sgl_lvspec import flags, video_time
 from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.presets import Rule
+from sgl_lvspec.relevance.calibration import FILE_NAME
 from tests.sgl_lvspec.fresh_process import facts
 
 LVSPEC = ["--speculative-algorithm", "lvspec", "--speculative-draft-model-path", "draft"]
@@ -71,6 +72,16 @@ def test_video_times_can_be_mended_without_lvspec(mended: list[Any]) -> None:
     assert mended == [server_args]
     _parse("--lvspec-video-time", "upstream")
     assert mended == [server_args]
+
+
+def test_without_lvspec_nobody_asks_whether_a_calibration_file_fits(
+    mended: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`make serve SPEC=none` of the demo pair, which is calibrated: there is no draft to compare it with."""
+    (tmp_path / FILE_NAME).write_text("{}")
+    server_args = prepare_server_args(["--model-path", str(tmp_path), "--lvspec-video-time", "fixed"])
+    assert flags.config_of(server_args) == LVSpecConfig(preset="strict", video_time="fixed")
+    assert "does not fit" not in caplog.text
 
 
 def test_a_preset_without_lvspec_is_refused(mended: list[Any]) -> None:

@@ -1,5 +1,7 @@
-"""Types of a request as the scheduler's decoder takes them: what is of another type ends it (sglang 0.5.23
-srt/managers/io_struct.py:2735 `sock_recv`), so it is refused here. `/vertex_generate` checks none of them.
+"""Types of a request as SGLang declares them for its way to the scheduler. `/vertex_generate` checks none of them.
+
+Another type ends the scheduler: in its decoder (sglang 0.5.23 srt/managers/io_struct.py:2735 `sock_recv`, where
+SGLANG_USE_PICKLE_IPC is 0), or later in a tensor.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ def _types_of(owner: Any) -> Mapping[str, Any]:
 
 
 def require_sampling_types(params: Any) -> None:
-    """Refuse sampling parameters (`SamplingParams`, normalized) that the scheduler could not decode."""
+    """Refuse sampling parameters (`SamplingParams`, normalized) of another type."""
     from sglang.srt.sampling.sampling_params import SamplingParams
 
     _require(params, _types_of(SamplingParams))
 
 
 def require_request_types(request: Any) -> None:
-    """Refuse a request (one prompt) whose fields the scheduler could not decode."""
+    """Refuse a request (one prompt) with a field of another type."""
     from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
 
     types = _types_of(TokenizedGenerateReqInput)

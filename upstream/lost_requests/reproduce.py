@@ -45,12 +45,11 @@ def deadly() -> dict[str, tuple[str, dict[str, Any]]]:
     def sampling(**params: Any) -> tuple[str, dict[str, Any]]:
         return "/generate", {"text": "Hello", "sampling_params": {"max_new_tokens": 4, **params}}
 
-    untyped = {"instances": [{"text": "Hello"}], "parameters": {"sampling_params": {"ignore_eos": "yes"}}}
+    untyped = {"return_logprob": True, "top_logprobs_num": 1.5, "sampling_params": {"max_new_tokens": 4}}
     return {
-        "a parameter of another type, past every check": ("/vertex_generate", untyped),
         "a field of another type, past every check": (
             "/vertex_generate",
-            {"instances": [{"text": "Hello"}], "parameters": {"priority": "high"}},
+            {"instances": [{"text": "Hello"}], "parameters": untyped},
         ),
         "a bias that is infinite in float32": sampling(logit_bias={"5": 1e39}),
         "a repetition penalty that is 0 in float32": sampling(repetition_penalty=1e-46),

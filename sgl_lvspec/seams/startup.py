@@ -141,8 +141,6 @@ _DECLARED = (
     ("spec.Spec", "speculative_eagle_topk", "None", "1"),
     ("spec.Spec", "speculative_num_draft_tokens", "None", "K + 1"),
     ("spec.Spec", "speculative_draft_attention_backend", "None", "another one on CPU is refused"),
-    ("spec.Spec", "enable_multi_layer_eagle", "False", "refused"),
-    ("spec.Spec", "speculative_adaptive", "False", "refused"),
 )
 
 SECRETS = (

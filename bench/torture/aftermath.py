@@ -65,6 +65,11 @@ class Server:
         except psutil.NoSuchProcess:
             return False
 
+    def last_words(self) -> str:
+        """The errors that the log names last."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return " | ".join([line.strip()[:200] for line in lines if re.match(r"\w*(Error|Exception): ", line)][-3:])
+
     def metrics(self) -> dict[str, float]:
         """Sums over labels, by name."""
         found: dict[str, float] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import requests
 from tokenizers import Tokenizer
 
 from bench.torture import faults
@@ -99,10 +100,13 @@ def run(
         )  # fmt: skip
         makers[-1].settle()
         tell(f"wave {wave} of {limits.waves} is over; looking at what is left\n")
+        try:
+            server.calm(f"{wave}")
+        except requests.exceptions.RequestException as error:
+            server.wrong.append(f"{wave}: the server does not answer: {error}"[:500])
         if not server.is_alive:
-            server.wrong.append(f"wave {wave}: a process of the server is gone")
+            server.wrong.append(f"{wave}: a process of the server is gone; its log ends: {server.last_words()}")
             break
-        server.calm(f"{wave}")
         if wave < limits.waves:
             storm.trouble = trouble_of(lambda: storm._in_flight)
     seconds = time.monotonic() - began

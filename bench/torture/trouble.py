@@ -75,7 +75,10 @@ class Troublemaker:
         self._orders.put(None)
         if self._thread is not None:
             self._thread.join()
-        post(f"{self._url}/continue_generation", {})
+        try:
+            post(f"{self._url}/continue_generation", {})
+        except requests.exceptions.RequestException as error:
+            self.wrong.append(f"the server must go on; found {error}"[:500])
         self._set_back.append(time.monotonic())
         self._board.write("wall_s", 0.0)
 

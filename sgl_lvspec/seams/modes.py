@@ -21,8 +21,7 @@ _OWNERS = {
     "memory.Memory": "enable_hierarchical_cache enable_unified_cache_external_linker enable_lmcache enable_flexkv "
     "radix_cache_backend enable_hisparse enable_unified_memory",
     "serving.Serving": "enable_streaming_session",
-    "disagg.Disagg": "disaggregation_mode decoupled_spec_role enable_pdmux encoder_only language_only "
-    "language_model_only",
+    "disagg.Disagg": "disaggregation_mode decoupled_spec_role enable_pdmux language_model_only",
     "model.Model": "model_impl is_embedding",
     "exec_.ExecDllm": "dllm_algorithm",
     "lora.Lora": "enable_lora lora_paths",
@@ -41,6 +40,7 @@ SEAMS = tuple(
         f"refused at anything else: {mode.reason}",
     )
     for mode in MODES
+    if mode.field not in ("encoder_only", "language_only")  # pinned by `media`, for main_process.py
 )
 SEAMS += (
     Seam(

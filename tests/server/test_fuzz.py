@@ -14,6 +14,10 @@ from bench.fuzz.target import Target
 from tests.server.serving import Server
 
 PAYLOADS = 120
+# Among the first payloads of these are a placeholder that a user typed, ids outside the vocabulary, features as lists, a
+# video's index that lies, negative numbers of log-probabilities and deep custom parameters: without our checks some of
+# them hang and some end the server.
+SEEDS = [("lvspec_server", 2), ("loose_server", 31)]
 # What of SGLang ends a server or hangs is refused by LVSPEC, so these many seconds are for a slow machine alone.
 LIMIT_S = 120.0
 
@@ -23,7 +27,7 @@ def campaign_at(server: Server, web: str, seed: int) -> Campaign:
     return Campaign(target, surroundings_of(server.url, web), seed, clients=4, limit_s=LIMIT_S, max_deaths=1)
 
 
-@pytest.mark.parametrize(("name", "seed"), [("lvspec_server", 101), ("loose_server", 202)])
+@pytest.mark.parametrize(("name", "seed"), SEEDS)
 def test_every_request_is_answered_or_refused_in_words(name: str, seed: int, request: pytest.FixtureRequest) -> None:
     """What SGLang alone answers with a 500, too, is its own; right requests in between keep their token ids."""
     server: Server = request.getfixturevalue(name)

@@ -2,8 +2,8 @@
 
     python reproduce.py http://127.0.0.1:30000 IMAGE_FILE [--deadly]
 
-Needs requests, and a server with a Qwen-VL model. Behind --deadly: those that may end the server (0 does), take all of its
-memory, or are answered with nonsense; name one by its number to send it alone.
+Needs requests, and a server with a Qwen-VL model. Behind --deadly: those that may end the server (0 does), take all of
+its memory, or are answered with nonsense; name one by its number to send it alone.
 """
 
 from __future__ import annotations

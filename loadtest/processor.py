@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-# The best first. Whether checking several rows costs more than one depends on it, and with that whether speculation pays.
+# The best first. Whether checking several rows costs more than one depends on it, and so does whether speculation pays.
 VECTORS = (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 with bf16"), ("avx512f", "AVX-512"), ("avx2", "AVX2 alone"))
 BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # the last one is ARM's
 

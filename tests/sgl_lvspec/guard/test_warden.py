@@ -41,6 +41,14 @@ def test_a_request_goes_up_a_level_at_a_time() -> None:
     assert ours.counts.held == {Level.TIGHTENED: 1, Level.STRICT: 1}
 
 
+def test_evidence_that_was_answered_does_not_count_twice() -> None:
+    ours = warden()
+    guarded = ours.admit()
+    costly = [Kept(next(words), True, 40.0, math.nan)]
+    assert ours.see(guarded, costly) and not ours.see(guarded, kept(3)), "it still stands in the window"
+    assert ours.see(guarded, costly) and guarded.level is Level.STRICT
+
+
 def test_requests_know_nothing_of_each_other() -> None:
     ours = warden()
     one, other = ours.admit(), ours.admit()
@@ -122,10 +130,12 @@ def test_the_server_tries_again_later_and_the_longer_the_oftener_it_was_wrong() 
 
 
 def test_while_it_drifts_nothing_is_tried() -> None:
+    """Seven of twelve above the median: too few to raise a level, too many to lower one."""
     ours = warden()
     ours.level, ours.reason = Level.STRICT, DRIFT
-    for number in range(3 * HOLD_TOKENS // 16):
-        ours.see(ours.admit(), [*kept(15), *kept(1, care=0.9 if number % 4 else 0.1)])
+    for number in range(36 * HOLD_TOKENS // 48):
+        ours.see(ours.admit(), [*kept(3), *kept(1, care=0.9 if number % 12 < 7 else 0.1)])
+    assert LIMITS.drift < ours.drift.score < 1.5 * LIMITS.drift
     assert ours.level is Level.STRICT
 
 

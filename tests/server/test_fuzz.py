@@ -15,8 +15,8 @@ from tests.server.serving import Server
 
 PAYLOADS = 120
 # Among the first payloads of these are a placeholder that a user typed, ids outside the vocabulary, features as lists,
-# a video's index that lies, negative numbers of log-probabilities and deep custom parameters: without our checks some of
-# them hang and some end the server.
+# an index of a video that lies, negative numbers of log-probabilities and deep custom parameters: without our checks
+# some of them hang and some end the server.
 SEEDS = [("lvspec_server", 2), ("loose_server", 31)]
 # What of SGLang ends a server or hangs is refused by LVSPEC, so these many seconds are for a slow machine alone.
 LIMIT_S = 120.0

@@ -125,6 +125,7 @@ class Server:
                 **question.body,
                 "sampling_params": {**question.sampling, "custom_params": {"lvspec": {"mode": "strict"}}},
             }
+            before = self._read_by_draft()
             response = requests.post(self.url + GENERATE, json=body, timeout=LIMIT_S)
             if response.status_code != 200:
                 self.wrong.append(f"{name}: {question.name} must be answered; found {response.text[:300]}")
@@ -132,8 +133,19 @@ class Server:
             answer, (expected, *_) = response.json(), self.oracle.answers(question)
             if answer["output_ids"] != expected.ids:
                 self.wrong.append(f"{name}: the next answer is {answer['output_ids']} for {expected.ids}")
-            found.append((answer["meta_info"]["spec_verify_ct"], answer["meta_info"]["spec_num_correct_drafts"]))
+            meta, read = answer["meta_info"], self._read_by_draft() - before
+            if not meta["num_retractions"] and read != meta["prompt_tokens"] - meta["cached_tokens"]:
+                self.wrong.append(
+                    f"{name}: of a prompt of {meta['prompt_tokens']} tokens, {meta['cached_tokens']} of them cached, the "
+                    f"draft read or left out {read:g}"
+                )
+            found.append((meta["spec_verify_ct"], meta["spec_num_correct_drafts"]))
         return found
+
+    def _read_by_draft(self) -> float:
+        """Tokens of prompts that the draft has read so far, or left out on purpose."""
+        metrics = self.metrics()
+        return sum(metrics.get(f"lvspec:draft_{name}_total", 0.0) for name in ("read_text", "read_visual", "left_out"))
 
     def _tidy(self, name: str) -> dict[str, int]:
         """Resident bytes of every process that has given back what it can; the scheduler tells its pools, too."""

@@ -54,6 +54,7 @@ class Storm:
         self.failures: list[dict[str, Any]] = []
         self.failed = 0
         self._in_flight = 0
+        self._orders_made = 0
         self._lock = threading.Lock()
         self.trouble = trouble_of(lambda: self._in_flight)
 
@@ -65,6 +66,7 @@ class Storm:
     def run(self, numbers: Iterable[int], clients: int, is_over: Callable[[], bool]) -> None:
         """Send these requests, until `is_over`; then let trouble and requests come to their end."""
         began, before, left = time.monotonic(), self.sent, iter(numbers)
+        earlier = self._orders_made
         self.trouble.start()
         threads = [threading.Thread(target=self._client, args=(left, is_over), daemon=True) for _ in range(clients)]
         for thread in threads:
@@ -75,7 +77,8 @@ class Storm:
                 thread.join(0.01)
             with self._lock:
                 seconds, sent = time.monotonic() - began, self.sent
-                made = len(self.trouble.log) + sum(sum(found.values()) for found in self.own_faults.values())
+                self._orders_made = earlier + len(self.trouble.log)
+                made = self._orders_made + sum(sum(found.values()) for found in self.own_faults.values())
                 rate = f"{(sent - before) / seconds:.1f}/s"
                 self._tell(f"{seconds:5.0f} s  {sent} requests ({rate}), {made} faults, {self.failed} failures")
         self.trouble.stop()

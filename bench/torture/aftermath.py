@@ -136,8 +136,8 @@ class Server:
             meta, read = answer["meta_info"], self._read_by_draft() - before
             if not meta["num_retractions"] and read != meta["prompt_tokens"] - meta["cached_tokens"]:
                 self.wrong.append(
-                    f"{name}: of a prompt of {meta['prompt_tokens']} tokens, {meta['cached_tokens']} of them cached, the "
-                    f"draft read or left out {read:g}"
+                    f"{name}: of a prompt of {meta['prompt_tokens']} tokens, {meta['cached_tokens']} of them cached, "
+                    f"the draft read or left out {read:g}"
                 )
             found.append((meta["spec_verify_ct"], meta["spec_num_correct_drafts"]))
         return found

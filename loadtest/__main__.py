@@ -106,7 +106,7 @@ def _models(chosen: Options, progress: Progress) -> list[str]:
         progress.line(f"making a pair whose target costs about {chosen.cost_ratio:g} of the draft's forwards")
         target, draft = heavier_pair(chosen.target, chosen.draft, chosen.cost_ratio, chosen.out / PAIR_FILES)
     # In float32 a CPU is as slow with a chain of rows as its sums are many. Where it multiplies bfloat16 itself it
-    # waits for the weights instead, as large models do, which is what a heavier pair is for; emulated it is slower still.
+    # waits for the weights instead, as large models do, which is what a heavier pair is for; emulated it is slower.
     is_quick = this_processor().has_bfloat16 and chosen.cost_ratio
     dtype = chosen.dtype or ("bfloat16" if is_quick else None)
     return ["--target", target, "--draft", draft, *(["--dtype", dtype] if dtype else [])]

@@ -78,7 +78,7 @@ def test_a_shadow_is_told_and_not_followed(
 def test_answers_become_the_targets_own_and_the_answers_before_say_since_when(
     server: Server, plain_server: Server, described: list[dict[str, Any]]
 ) -> None:
-    """Drift is seen in every answer, and over all of them after a few."""
+    """Drift is seen in many an answer; once in four of the last, new ones begin stricter."""
     held: list[dict[str, Any]] = []
     strict = 0
     for request in described:
@@ -87,7 +87,7 @@ def test_answers_become_the_targets_own_and_the_answers_before_say_since_when(
         if told["guard"] is not None:
             held.append(told["guard"])
         if told["strict_reason"] == "guard":
-            assert told["mode"] == "strict" and told["guard"]["reason"] == "server: drift"
+            assert told["mode"] == "strict" and told["guard"]["reason"] == "other requests"
             assert not {"filler", "shift"} & set(labels)
             assert answer["output_ids"] == plain_server.generate(request)["output_ids"]
             strict += 1

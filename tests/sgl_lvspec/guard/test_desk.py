@@ -13,8 +13,8 @@ from lvspec_kernels.relax import BONUS, FILLER, MATCH, NOT_COMMITTED
 from sgl_lvspec.config import LVSpecConfig
 from sgl_lvspec.guard.desk import HELD_BY_SERVER, Desk, SeenRound, attended_summary, has_shadow
 from sgl_lvspec.guard.limits import Level, Limits, tightened
-from sgl_lvspec.guard.warden import Warden
-from sgl_lvspec.guard.watch import DRIFT, RUN
+from sgl_lvspec.guard.warden import SERVER, Warden
+from sgl_lvspec.guard.watch import RUN
 from sgl_lvspec.relevance.care import Care
 from sgl_lvspec.sight.request_sight import mode_of
 from sgl_lvspec.sight.token_report import TokenReport
@@ -116,14 +116,14 @@ def test_without_a_guard_there_is_still_an_estimate() -> None:
 
 
 def test_a_server_that_is_held_begins_requests_so(server: Guarded) -> None:
-    server.warden.level, server.warden.reason = Level.TIGHTENED, DRIFT
+    server.warden.level = Level.TIGHTENED
     tight = server.begin(VideoRequest(1))
     assert getattr(tight, RULE).rule == tightened(PAPER.rule) and mode_of(tight)["mode"] == "loose"
     server.warden.level = Level.STRICT
     strict = server.begin(VideoRequest(2))
     assert mode_of(strict) | {"preset": None} == {"mode": "strict", "preset": None, "strict_reason": HELD_BY_SERVER}
     assert not is_loose(strict) and has_shadow(strict), "so that the server sees when it may try again"
-    assert attended_summary(strict)["guard"]["reason"] == f"server: {DRIFT}"
+    assert attended_summary(strict)["guard"]["reason"] == SERVER
 
 
 def test_refused_drafts_count_for_drift_matches_do_not(server: Guarded) -> None:

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 
 from sgl_lvspec.guard.limits import Level, Limits, at_level, tightened
-from sgl_lvspec.guard.warden import HOLD_TOKENS, LEAST_HELD, RECENT_REQUESTS, Guarded, Warden
-from sgl_lvspec.guard.watch import DRIFT, RUN, Kept
+from sgl_lvspec.guard.warden import HOLD_TOKENS, LEAST_HELD, RECENT_REQUESTS, SERVER, Guarded, Warden
+from sgl_lvspec.guard.watch import RUN, Kept
 from sgl_lvspec.presets import PRESETS, Rule
 
 LIMITS = Limits(run=2)
@@ -67,7 +67,7 @@ def test_many_requests_that_were_held_raise_the_server() -> None:
     ours.see(guarded, kept(1))
     assert ours.level is Level.TIGHTENED
     later = ours.admit()
-    assert later.held is not None and tuple(later.held) == (Level.TIGHTENED, "server: requests", 0)
+    assert later.held is not None and tuple(later.held) == (Level.TIGHTENED, SERVER, 0)
 
 
 def test_few_among_many_do_not() -> None:
@@ -83,7 +83,7 @@ def test_few_among_many_do_not() -> None:
 
 def test_a_request_held_because_of_others_is_no_evidence() -> None:
     ours = warden()
-    ours.level, ours.reason = Level.TIGHTENED, DRIFT
+    ours.level = Level.TIGHTENED
     for _ in range(RECENT_REQUESTS):
         guarded = ours.admit()
         ours.finished(guarded)
@@ -91,30 +91,38 @@ def test_a_request_held_because_of_others_is_no_evidence() -> None:
     assert ours.level is Level.TIGHTENED
 
 
-def test_drift_over_all_requests_raises_the_server_until_it_is_strict() -> None:
-    """Three of four mismatches need more than the median care: 4 deviations after some 60."""
-    ours, seen = warden(), {}
-    for number in range(400):
-        guarded = ours.admit()
-        ours.see(guarded, kept(1, care=0.9 if number % 4 else 0.1))
-        seen.setdefault(ours.level, number)
-    assert 40 < seen[Level.TIGHTENED] < 120 and seen[Level.TIGHTENED] < seen[Level.STRICT]
-    assert ours.level is Level.STRICT and ours.reason == DRIFT
-
-
-def test_a_calibrated_draft_never_raises_the_server() -> None:
+def test_questions_for_facts_hold_nobody() -> None:
+    """A few mismatches each, nine of ten of them facts, and no request that shows enough to be held for it."""
     ours = warden()
-    for number in range(5000):
-        ours.see(ours.admit(), kept(3, care=0.9 if number % 2 else 0.1))
+    for number in range(2000):
+        guarded = ours.admit()
+        ours.see(guarded, [*kept(5), *kept(3, care=0.1 if number % 3 == 0 else 0.9)])
+        ours.finished(guarded)
+    assert ours.drift.score > 2 * LIMITS.drift, "as a whole they look like a draft that lies"
     assert ours.level is Level.AS_ASKED and not ours.counts.raised
+
+
+def test_a_draft_that_lies_makes_the_server_strict() -> None:
+    ours, levels = warden(), []
+    for _ in range(40):
+        guarded = ours.admit()
+        for _ in range(30):
+            ours.see(guarded, kept(1, care=0.9))
+        ours.finished(guarded)
+        levels.append(ours.level)
+    assert ours.level is Level.STRICT
+    assert levels.index(Level.TIGHTENED) < levels.index(Level.STRICT) <= 2 * LEAST_HELD + 1
 
 
 def test_the_server_tries_again_later_and_the_longer_the_oftener_it_was_wrong() -> None:
     ours = warden()
 
-    def drift_until(level: Level) -> None:
+    def held_until(level: Level) -> None:
         while ours.level is not level:
-            ours.see(ours.admit(), kept(1, care=0.9))
+            guarded = ours.admit()
+            run_of_three(ours, guarded)
+            ours.finished(guarded)
+            ours.see(ours.admit(), kept(1))
 
     def tokens_until(level: Level) -> int:
         number = 0
@@ -123,20 +131,10 @@ def test_the_server_tries_again_later_and_the_longer_the_oftener_it_was_wrong() 
             number += 16
         return number
 
-    drift_until(Level.TIGHTENED)
+    held_until(Level.TIGHTENED)
     assert tokens_until(Level.AS_ASKED) == pytest.approx(HOLD_TOKENS, abs=16)
-    drift_until(Level.TIGHTENED)
+    held_until(Level.TIGHTENED)
     assert tokens_until(Level.AS_ASKED) == pytest.approx(2 * HOLD_TOKENS, abs=16)
-
-
-def test_while_it_drifts_nothing_is_tried() -> None:
-    """Seven of twelve above the median: too few to raise a level, too many to lower one."""
-    ours = warden()
-    ours.level, ours.reason = Level.STRICT, DRIFT
-    for number in range(36 * HOLD_TOKENS // 48):
-        ours.see(ours.admit(), [*kept(3), *kept(1, care=0.9 if number % 12 < 7 else 0.1)])
-    assert LIMITS.drift < ours.drift.score < 1.5 * LIMITS.drift
-    assert ours.level is Level.STRICT
 
 
 @pytest.mark.parametrize("name", [name for name, rule in PRESETS.items() if not rule.is_strict])

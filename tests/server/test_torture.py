@@ -16,7 +16,7 @@ from bench.torture.run import SERVER_PRESET, Limits, plan_of, run, words_of
 from tests.server.serving import Pair, Server, lvspec_args, start
 
 SEED = 5
-REQUESTS = 160
+REQUESTS = 120
 BLOCK = 50  # requests in which every scheduled fault comes
 
 
@@ -42,7 +42,7 @@ def found(tortured: Tortured, plain_server: Server, pair: Pair, clips: Path) -> 
     words = words_of(pair.target)
     plan = plan_of(SEED, Media.of_files(clips), words, questions=80, block=BLOCK, without=())
     # Memory is not judged: a minute fills no cache, so whatever it grows by says nothing.
-    limits = Limits(first=0, last=REQUESTS, seconds=600.0, least=0, waves=2, clients=6, memory=None)
+    limits = Limits(first=0, last=REQUESTS, seconds=600.0, least=0, waves=1, clients=6, memory=None)
     server, folder = tortured
     return run(server.url, plain_server.url, server.log, folder, plan, words, limits, print)
 

@@ -184,9 +184,15 @@ class Server:
             self.wrong.append(f"{name}: inside the scheduler, {len(found)} times so far: {found[:3]}")
 
 
+def warmed_up(waves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The wave in the middle, from which growth is counted: what leaks goes on leaking in the second half, while the
+    caches and the heaps of SGLang's loader threads fill up in the first (bench/README.md)."""
+    return waves[(len(waves) - 1) // 2]
+
+
 def growth(waves: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """By process: resident memory after the last wave by that after the first, less 1."""
-    first, last = waves[0]["resident_bytes"], waves[-1]["resident_bytes"]
+    """By process: resident memory after the last wave by that after the one in the middle, less 1."""
+    first, last = warmed_up(waves)["resident_bytes"], waves[-1]["resident_bytes"]
     return {process: last[process] / first[process] - 1.0 for process in first if process in last}
 
 

@@ -43,7 +43,7 @@ def markdown(found: dict[str, Any]) -> str:
         "## After each wave",
         WAVES,
         table(("wave", "held before the flush: target, draft", "probes", "resident"), map(_wave_cells, found["waves"])),
-        "Growth from the first wave to the last: "
+        "Growth in the second half of the waves: "
         + ", ".join(f"{process} {share:+.2%}" for process, share in found["memory_growth"].items())
         + f" (at most {settings['memory_limit']:.0%}; {found['memory_verdict']}).",
     ]  # fmt: skip

@@ -122,7 +122,7 @@ def run(
     grown = growth(server.waves) if server.waves else {}
     if limits.memory is not None:
         wrong += [
-            f"{process} grew by {share:.2%} between the first wave and the last" for process, share in grown.items()
+            f"{process} grew by {share:.2%} in the second half of the waves" for process, share in grown.items()
             if share > limits.memory
         ]  # fmt: skip
     sent = storm.sent

@@ -15,6 +15,7 @@ import pytest
 
 from bench.torture import faults
 from bench.torture.__main__ import NEIGHBOURS, parse
+from bench.torture.aftermath import growth
 from bench.torture.client import Answer, Reply
 from bench.torture.clocks import _shifted
 from bench.torture.media import Media
@@ -282,6 +283,12 @@ class TestCommandLine:
 
     def test_only_begins_with_the_first_request(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.parsed(monkeypatch, "--only", "3").first == 0
+
+
+def test_memory_is_that_of_the_second_half() -> None:
+    sizes = ({"main": 100, "gone": 5}, {"main": 150, "gone": 5}, {"main": 152}, {"main": 153})
+    assert growth([{"resident_bytes": size} for size in sizes]) == {"main": pytest.approx(0.02)}
+    assert growth([{"resident_bytes": sizes[0]}]) == {"main": 0.0, "gone": 0.0}
 
 
 def test_probes_can_be_compared(questions: list[Question]) -> None:

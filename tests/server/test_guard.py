@@ -18,7 +18,7 @@ from tests.server.conftest import data_url
 from tests.server.prompts import DESCRIBE, VIDEO, chat, payload
 from tests.server.serving import Pair, Server, lvspec_args, start
 
-CLIPS = 20
+CLIPS = 40  # half of them at most are needed
 AFTER = 2  # answers about further clips, once the server is strict
 
 

@@ -66,6 +66,7 @@ def two_ranks(pair: Pair, log_dir: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("ranks")
     server = start(
         pair.target, *lvspec_args(pair), "--tp-size", "2", "--lvspec-preset", "paper", "--lvspec-relaxation", "0",
+        "--lvspec-guard", "watch",  # as the loose server that answers are compared with
         log=log_dir / "tp2.log", env=rank_shaker.environment(folder),
     )  # fmt: skip
     yield Ranks(server, folder)
@@ -76,7 +77,7 @@ def two_ranks(pair: Pair, log_dir: Path, tmp_path_factory: pytest.TempPathFactor
 def two_copies(pair: Pair, log_dir: Path) -> Iterator[Server]:
     server = start(
         pair.target, *lvspec_args(pair), "--dp-size", "2", "--lvspec-preset", "paper", "--lvspec-relaxation", "0",
-        "--enable-metrics", log=log_dir / "dp2.log",
+        "--lvspec-guard", "watch", "--enable-metrics", log=log_dir / "dp2.log",
     )  # fmt: skip
     yield server
     server.stop()

@@ -55,7 +55,7 @@ class GuardCounters:
             "lvspec:shadow_accepted_total", "Drafts that each rule accepts in the same rounds.", [*names, "rule"]
         )
         self._accepted = {rule: accepted.labels(**labels, rule=rule) for rule in ("strict", "loose")}
-        self._shown: dict[Any, int] = {}
+        self._shown: dict[Any, float] = {}
 
     def add_round(self, before: Retention, after: Retention, round_: SeenRound) -> None:
         """Count what a request's round has added to its sums."""
@@ -68,9 +68,13 @@ class GuardCounters:
 
     def show(self, warden: Warden) -> None:
         """Bring the rest up to what the warden has counted."""
-        self._level.set(warden.level)
-        self._drift.set(warden.drift.score)
+        # Asked in every round of every request, and nearly always there is nothing new.
+        for gauge, now in ((self._level, int(warden.level)), (self._drift, warden.drift.score)):
+            if self._shown.get(gauge) != now:
+                gauge.set(now)
+                self._shown[gauge] = now
         for metrics, found in ((self._breaches, warden.counts.breaches), (self._held, warden.counts.held)):
             for key, value in found.items():
-                metrics[key].inc(value - self._shown.get(key, 0))
-                self._shown[key] = value
+                if gain := value - self._shown.get(key, 0):
+                    metrics[key].inc(gain)
+                    self._shown[key] = value

@@ -100,14 +100,13 @@ class Desk:
             return
         before = dataclasses.replace(attended.retention)
         kept = [self._kept(*each) for each in zip(round_.token_ids, round_.told.tokens(), strict=True)]
-        if round_.shadow is None:
-            for label, relevance, gap, _ in round_.told.tokens():
-                attended.retention.count(relevance, gap if label in LOOSENED else 0.0)
-        else:
-            loose = [label for label in round_.shadow.labels if label != NOT_COMMITTED]
-            attended.shadow.count(round_.accepted, len(loose) - 1)
-            for label, relevance, gap, _ in round_.shadow.first(len(loose)).tokens():
-                attended.retention.count(relevance, gap if label in LOOSENED else 0.0)
+        decided = round_.told
+        if round_.shadow is not None:
+            count = sum(label != NOT_COMMITTED for label in round_.shadow.labels)
+            attended.shadow.count(round_.accepted, count - 1)
+            decided = round_.shadow.first(count)
+        for label, relevance, gap, _ in decided.tokens():
+            attended.retention.count(relevance, gap if label in LOOSENED else 0.0)
         if self.counters is not None:
             self.counters.add_round(before, attended.retention, round_)
         self._hold(req, attended, kept)

@@ -98,9 +98,8 @@ class HostReport:
             request_sight.restart(req)
         # Tokens that no report spoke of: the first one, where a prefill server made it.
         unseen = commit.output_index - request_sight.tally_of(req).tokens
-        told, accepted = self._row(row, len(commit.token_ids))
-        if unseen > 0:
-            told = told.after_target_tokens(unseen)
+        kept, accepted = self._row(row, len(commit.token_ids))
+        told = kept.after_target_tokens(unseen) if unseen > 0 else kept
         step = Tally()
         step.add_tokens(told.labels, told.gaps)
         if accepted is not None:
@@ -109,7 +108,7 @@ class HostReport:
         if request_sight.wants_labels(req):
             request_sight.add_labels(req, told)
         if self.desk is not None and accepted is not None:
-            self.desk.see(req, SeenRound(commit.token_ids, told, accepted, self._shadow(row, req)))
+            self.desk.see(req, SeenRound(commit.token_ids, kept, accepted, self._shadow(row, req)))
         return step
 
     def _shadow(self, row: int, req: Req) -> TokenReport | None:

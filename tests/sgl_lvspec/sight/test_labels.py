@@ -201,6 +201,16 @@ def test_tokens_that_no_report_spoke_of_are_the_targets() -> None:
     assert answering.answer("a").meta["lvspec_given_up"] == [0.0, 0.5, 0.0]
 
 
+def test_the_guard_sees_the_tokens_of_the_round_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[int], list[int], int]] = []
+    desk = SimpleNamespace(see=lambda _req, r: seen.append(([*r.token_ids], r.told.labels, r.accepted)))
+    monkeypatch.setattr(round_report.HostReport, "desk", desk)
+    answering = Answering(request("a", labels=True))
+    answering.round(None, [[10]])
+    answering.round(report_of("fb"), [[20, STOP]])
+    assert seen == [([20, STOP], [1, 3], 1)], "one label a token, whatever came before without a report"
+
+
 def test_a_round_of_which_only_lengths_are_known_is_strict() -> None:
     answering = Answering(request("a", labels=True, max_new_tokens=8), request("b", labels=True, max_new_tokens=3))
     answering.prefill()

@@ -80,7 +80,7 @@ def main() -> None:
     compile_kernel("accept_chain", "_accept_chain_kernel", ids | results, {"BLOCK": 16})
 
     ids["rows_ptr"] = "*i64"
-    names = ("care", "logprob", "relaxation", "log_floor", "max_share", "counts", "edges")
+    names = ("care", "logprob", "relaxation", "log_floor", "max_share", "max_care", "counts", "edges")
     ids |= dict.fromkeys([f"{name}_ptr" for name in names], "*fp32")
     names = ("window", "shift", "max_run", "tokens", "loosened")
     ids |= dict.fromkeys([f"{name}_ptr" for name in names], "*i32") | {"is_allowed_ptr": "*u8", "label_ptr": "*i8"}

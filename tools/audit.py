@@ -2,6 +2,9 @@
 
 pip-audit has an environment of its own, so that auditing changes nothing of what is audited. What it says is judged
 here: a finding counts unless JUDGED says why it does not, and a pin that nobody could look up is no good news.
+
+Where no service is reached, `--list FILE` takes a list that lies on the machine, which pip-audit cannot read:
+`insecure.json` of Safety DB (github.com/pyupio/safety-db), affected versions by package, as old as its `$meta` says.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,9 @@ FILES = {
     "cpu": ("sglang", "cpu", "development", "loadtest", "constraints-cpu"),
     "cuda": ("sglang", "development", "loadtest", "constraints-cuda"),
 }
-# Findings that do not count, and why: docs/security.md says more.
-JUDGED: dict[str, str] = {}
+# Findings that do not count, and why: docs/security.md says more. Safety DB's have no id here.
+_DISKCACHE = "who writes to its folder runs code; a part of outlines, a grammar backend that must be asked for"
+JUDGED: dict[str, str] = dict.fromkeys(("CVE-2025-69872", "diskcache<=5.6.3"), _DISKCACHE)
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Audit:
                 if any(name in judged for name in (finding["id"], *finding.get("aliases", ()))):
                     found.judged.append((package["name"], finding["id"]))
                 else:
-                    repaired = ", ".join(finding["fix_versions"]) or "none yet"
+                    repaired = ", ".join(finding["fix_versions"]) or "no version that is told"
                     found.findings.append((package["name"], package["version"], finding["id"], repaired))
         return found
 
@@ -95,15 +100,44 @@ def audited(device: str, service: str) -> dict[str, Any]:
     return report
 
 
+def listed_in(path: Path, listed: str) -> dict[str, Any]:
+    """The pins beside a list of Safety DB, in the form of pip-audit's report.
+
+    Raises:
+        RuntimeError: the file is no such list.
+    """
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import canonicalize_name
+
+    try:
+        table = json.loads(path.read_text())
+        made = datetime.fromtimestamp(table.pop("$meta")["timestamp"], UTC)
+        affected = {canonicalize_name(name): specifiers for name, specifiers in table.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        need = "insecure.json of Safety DB: {package: [versions, ...], $meta: {timestamp}}"
+        raise RuntimeError(_told(need, f"{path}: {error!r}", "take it from github.com/pyupio/safety-db")) from error
+    print(f"{path.name} of {made:%Y-%m-%d}: {len(affected)} packages; later findings are not in it")
+    packages = []
+    for line in listed.splitlines():
+        pin = Requirement(line)
+        [exact] = pin.specifier
+        name, version = canonicalize_name(pin.name), exact.version
+        found = [each for each in affected.get(name, ()) if SpecifierSet(each, prereleases=True).contains(version)]
+        vulnerabilities = [{"id": name + each, "fix_versions": []} for each in found]
+        packages.append({"name": name, "version": version, "vulns": vulnerabilities})
+    return {"dependencies": packages}
+
+
 def _run(command: list[str], need: str) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(_told(need, ran.stderr))
 
 
-def _told(need: str, said: str) -> str:
+def _told(need: str, said: str, do: str = "try again where the internet is reached, or with --list") -> str:
     last = (said.strip().splitlines() or ["nothing"])[-1][:300]
-    return f"required  {need}\nfound     {last}\ndo this   try again where the internet is reached"
+    return f"required  {need}\nfound     {last}\ndo this   {do}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,11 +145,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make audit", description=__doc__)
     parser.add_argument("--device", choices=tuple(FILES), action="append", help="whose environment (default: both)")
     parser.add_argument("--service", choices=("pypi", "osv"), default="pypi", help="where vulnerabilities are listed")
+    parser.add_argument("--list", type=Path, help="insecure.json of Safety DB, in place of a service")
     options = parser.parse_args(argv)
     status = 0
     for device in options.device or FILES:
         try:
-            audit = Audit.read(audited(device, options.service), JUDGED)
+            listed = None if options.list is None else listed_in(options.list, pins(device))
+            audit = Audit.read(listed or audited(device, options.service), JUDGED)
         except RuntimeError as error:
             print(f"{device}: nothing was looked up\n{error}", file=sys.stderr)
             return 2

@@ -54,7 +54,8 @@ IMPORT_RULES = (
         never=(OUTSIDE - {"loadtest"}) | CPU_ENGINE | {PLUGIN, KERNELS, "sglang", "torch"},
     ),
     ImportRule("examples", "users copy them", never=OUTSIDE | CPU_ENGINE | {KERNELS}),
-    ImportRule("tools", "they run before anything is installed", only=frozenset({"tools"})),
+    # packaging is for what compares versions, in the finished environment.
+    ImportRule("tools", "they run before anything is installed", only=frozenset({"tools", "packaging"})),
 )
 
 # Inside the plugin: modules that put the stages of a round together. The stages (sub-packages) know nothing of them.

@@ -1,7 +1,6 @@
 """A plugin for the bench's servers: one line a forward batch, saying what its time went into; and the arm `random`.
 
-Stands alone: it is copied to a folder of its own, which the server finds through PYTHONPATH. Times are the host's, so
-they mean something where forwards run on the CPU.
+Times are the host's, so they mean something where forwards run on the CPU.
 """
 
 from __future__ import annotations
@@ -9,13 +8,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLUGIN = "lvspec_bench_observer"
+from bench import server_plugin
+
 SINK = "LVSPEC_BENCH_OBSERVER"  # file that the lines go to
 RANDOM = "random/"  # beginning of a request's id: half of its mismatches count as wording, whichever
 _WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
@@ -26,14 +25,8 @@ _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 def environment(folder: Path) -> dict[str, str]:
     """Environment of a server that runs this plugin; its lines are in `folder`/rounds.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(__file__, folder / f"{PLUGIN}.py")
-    metadata = folder / f"{PLUGIN}-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
     (folder / "rounds.jsonl").touch()
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths), SINK: str(folder / "rounds.jsonl")}
+    return {**server_plugin.environment(folder, __name__), SINK: str(folder / "rounds.jsonl")}
 
 
 class Lines:

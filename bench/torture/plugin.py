@@ -17,29 +17,23 @@ from typing import Any
 
 import psutil
 
+from bench import server_plugin
 from bench.torture.clocks import shift_clocks
 from bench.torture.switchboard import Switchboard
 
-NAME = "lvspec_torture"
 FOLDER = "LVSPEC_TORTURE_FOLDER"  # where switchboard and lines are
 SEED = "LVSPEC_TORTURE_SEED"
 LINES = "inside.jsonl"
 _POLL_S = 0.2
-_ROOT = Path(__file__).parents[2]
 
 pools: Callable[[], dict[str, int]] | None = None  # of this process's scheduler, once it has one
 
 
 def environment(folder: Path, seed: int) -> dict[str, str]:
     """Environment of a server that is sabotaged through `folder`, with the repository on its path."""
-    metadata = folder / f"{NAME}-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{NAME} = bench.torture.plugin:load\n")
     (folder / LINES).touch()
     Switchboard(board_of(folder))
-    paths = os.pathsep.join(filter(None, (str(folder), str(_ROOT), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": paths, FOLDER: str(folder), SEED: str(seed)}
+    return {**server_plugin.environment(folder, __name__), FOLDER: str(folder), SEED: str(seed)}
 
 
 def board_of(folder: Path) -> Path:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
-PLUGIN = "lvspec_context_shaker"
+from bench import server_plugin
+
 SINK = "LVSPEC_TEST_CONTEXT"  # where the lines go
 LOSS = "LVSPEC_TEST_CONTEXT_LOSS"  # chance of a loss before a round of a crowd
 _WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
@@ -24,14 +24,8 @@ rng = random.Random(0)
 
 def environment(folder: Path, loss: float) -> dict[str, str]:
     """Environment of a server with this plugin; the lines are in `folder`/context.jsonl."""
-    shutil.copy(__file__, folder / f"{PLUGIN}.py")
-    metadata = folder / f"{PLUGIN}-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
     (folder / "context.jsonl").touch()
-    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": paths, SINK: str(folder / "context.jsonl"), LOSS: str(loss)}
+    return {**server_plugin.environment(folder, __name__), SINK: str(folder / "context.jsonl"), LOSS: str(loss)}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-PLUGIN = "lvspec_rank_shaker"
+from bench import server_plugin
+
 SINK = "LVSPEC_TEST_RANKS"  # a folder for the lines of each rank
 SHARE_OF_ROWS = 0.5  # of a verify forward
 SHARE_OF_DRAFT_STEPS = 0.1  # a chain that goes on from two different tokens is worth little, so not in every round
@@ -25,13 +25,7 @@ shaken = {"rows": 0}
 
 def environment(folder: Path) -> dict[str, str]:
     """Environment of a server with this plugin; the lines of rank R are in `folder`/rank-R.jsonl."""
-    shutil.copy(__file__, folder / f"{PLUGIN}.py")
-    metadata = folder / f"{PLUGIN}-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
-    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": paths, SINK: str(folder)}
+    return {**server_plugin.environment(folder, __name__), SINK: str(folder)}
 
 
 def read(folder: Path, rank: int) -> list[dict[str, Any]]:

@@ -1,19 +1,19 @@
 """A plugin for test servers: watches the slot tables and the scorers from inside the scheduler and writes what it saw.
 
-`environment` installs a copy of this file as a plugin of one server. It claims before the first forward that every slot
-is visual, as if earlier owners had left that behind, and compares the table with the multimodal items of the running
-requests after every forward. One JSON line for each request of each forward; patches as the vision tower gets them.
+It claims before the first forward that every slot is visual, as if earlier owners had left that behind, and compares
+the table with the multimodal items of the running requests after every forward. One JSON line for each request of each
+forward; patches as the vision tower gets them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-PLUGIN = "lvspec_slot_observer"
+from bench import server_plugin
+
 SINK = "LVSPEC_TEST_OBSERVED"  # where the lines go
 SCORED = "scored"  # requests whose id begins so also have their scores written
 _WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
@@ -21,13 +21,7 @@ _WORKER = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
 
 def environment(folder: Path) -> dict[str, str]:
     """Environment of a server that this plugin watches; the lines are in `folder`/observed.jsonl."""
-    shutil.copy(__file__, folder / f"{PLUGIN}.py")
-    metadata = folder / f"{PLUGIN}-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {PLUGIN}:load\n")
-    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": paths, SINK: str(folder / "observed.jsonl")}
+    return {**server_plugin.environment(folder, __name__), SINK: str(folder / "observed.jsonl")}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -111,6 +111,8 @@ def _as_float32(value: float) -> float:
 
 def require_in_vocabulary(name: str, token_ids: Collection[int], vocab_size: int) -> None:
     """Refuse ids from a client, sent as `name`, that the model does not have."""
+    if not all(isinstance(token, int) for token in token_ids):  # one text with a list of lists beside it, it may be
+        raise ValueError(f"{name} must be a list of token ids; found {shown(token_ids)}. Send [1, 2, 3].")
     lowest, highest = min(token_ids), max(token_ids)
     if lowest < 0 or highest >= vocab_size:
         found = lowest if lowest < 0 else highest

@@ -115,10 +115,11 @@ GOOD_SETTINGS = (
 )
 
 
-# Each of these ends SGLang 0.5.23's scheduler where it is not refused.
+# Each of these ends SGLang 0.5.23's scheduler, or is a 500, where it is not refused.
 DEADLY: dict[str, tuple[dict[str, Any], str]] = {
     "no token": ({"text": ""}, "at least one token"),
     "negative id": ({"input_ids": [1, -1, 2]}, "input_ids must lie in"),
+    "lists of ids for one text": ({"text": chat("Hello!"), "input_ids": [[]]}, "input_ids must be a list of token ids"),
     "id outside the vocabulary": ({"input_ids": [1, 10**9, 2]}, "input_ids must lie in"),
     "stop token outside the vocabulary": (
         {"sampling_params": {"min_new_tokens": 2, "stop_token_ids": [10**9]}},

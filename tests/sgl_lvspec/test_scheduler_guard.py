@@ -76,6 +76,8 @@ def test_usable_request_passes(prompt: list[int] | None, fields: dict[str, Any])
     [
         ([], {}, r"at least one token; found none\. Send text"),
         ([1], {"input_ids": [-1, 3]}, r"^input_ids must lie in 0\.\.895; found -1\. Tokenize"),
+        ([1], {"input_ids": [[]]}, r"^input_ids must be a list of token ids; found \[\[\]\]\. Send"),
+        ([1], {"input_ids": [3, [4]]}, r"^input_ids must be a list of token ids; found \[3, \[4\]\]\. Send"),
         ([1], {"input_ids": [3, 2**40]}, r"^input_ids must lie in 0\.\.895; found 1099511627776"),
         ([1], {"top_logprobs_num": VOCABULARY + 1}, r"^top_logprobs_num must be at most 896, .*; found 897\. Lower"),
         ([1], {"top_logprobs_num": -1}, r"^top_logprobs_num must be 0 or more; found -1\. Send 0"),

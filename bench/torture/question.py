@@ -83,6 +83,7 @@ def question(media: Media, words: list[int], rng: random.Random) -> Question:
         body = {"messages": _messages(turns, shown), "temperature": 0, "max_tokens": most}
         return Question(f"{kind}, chat", CHAT, body, reason, False, most)
     fields, sampling = _extra(extra, words, rng)
+    most = max(most, sampling.get("min_new_tokens", 0))
     body = {"text": _prompt(turns, shown), "sampling_params": {"temperature": 0, "max_new_tokens": most, **sampling}}
     for media_kind in ("video", "image"):
         if found := [url for each, url in shown if each == media_kind]:

@@ -63,6 +63,13 @@ class TestSeed:
         assert extras >= {"json_schema", "regex", "stop", "stop_token_ids", "n", "logprobs", "min_new_tokens", "chat"}
         assert {request.is_streamed for request in requests} == {True, False}
 
+    def test_no_question_asks_for_more_tokens_than_it_allows(self, words: list[str]) -> None:
+        """Streamed, the refusal comes as a 200, and would be taken for a lost answer."""
+        drawn_questions = plan_of(2, Media.of_files(ROOT / "demo/clips"), words, 2000, BLOCK, ()).questions
+        asked = [each.sampling for each in drawn_questions if "min_new_tokens" in each.body.get("sampling_params", {})]
+        assert any(sampling["min_new_tokens"] == sampling["max_new_tokens"] for sampling in asked)
+        assert all(sampling["min_new_tokens"] <= sampling["max_new_tokens"] for sampling in asked)
+
     def test_no_id_begins_like_another(self, questions: list[Question]) -> None:
         """SGLang aborts every request whose id begins with the one that it is given."""
         ids = [request.rid for request in (drawn(SEED, n, questions) for n in range(1200)) if request.rid]

@@ -69,6 +69,10 @@ class Request:
         return bool(self.body.get("stream"))
 
     @property
+    def has_grammar(self) -> bool:
+        return not {"json_schema", "regex"}.isdisjoint(self.body.get("sampling_params", {}))
+
+    @property
     def wants_labels(self) -> bool:
         return self.settings.get("labels") is True
 

@@ -18,7 +18,7 @@ from bench.torture.aftermath import EVICTED, RETRACTED, Server, growth
 from bench.torture.media import Media
 from bench.torture.oracle import Oracle
 from bench.torture.question import GENERATE, Question, catalogue
-from bench.torture.request import ABORT, BAD, HANG_UP, HEALTH
+from bench.torture.request import ABORT, BAD, HANG_UP, HEALTH, Request
 from bench.torture.storm import Plan, Storm
 from bench.torture.trouble import Troublemaker
 from bench.torture.verdict import Judge
@@ -82,8 +82,8 @@ def run(
     server = Server(url, log, folder, probes_of(plan.questions), oracle)
     makers = list[Troublemaker]()
 
-    def trouble_of(in_flight: Callable[[], int]) -> Troublemaker:
-        makers.append(Troublemaker(url, server.board, in_flight, plan.seed + len(makers)))
+    def trouble_of(under_way: Callable[[], list[Request]]) -> Troublemaker:
+        makers.append(Troublemaker(url, server.board, under_way, plan.seed + len(makers)))
         return makers[-1]
 
     storm = Storm(url, plan, judge, trouble_of, tell)
@@ -108,7 +108,7 @@ def run(
             server.wrong.append(f"{wave}: a process of the server is gone; its log ends: {server.last_words()}")
             break
         if wave < limits.waves:
-            storm.trouble = trouble_of(lambda: storm._in_flight)
+            storm.trouble = trouble_of(storm.under_way)
     seconds = time.monotonic() - began
     at_last = server.metrics() if server.is_alive else at_first
     gained = {name: at_last.get(name, 0.0) - at_first.get(name, 0.0) for name in at_last}

@@ -45,7 +45,7 @@ class Storm:
     """
 
     def __init__(
-        self, url: str, plan: Plan, judge: Judge, trouble_of: Callable[[Callable[[], int]], Troublemaker],
+        self, url: str, plan: Plan, judge: Judge, trouble_of: Callable[[Callable[[], list[Request]]], Troublemaker],
         tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.url, self.plan, self.judge, self._tell = url, plan, judge, tell
@@ -53,15 +53,20 @@ class Storm:
         self.own_faults: dict[str, Counter[str]] = {name: Counter() for name in (HANG_UP, ABORT, BAD, HEALTH)}
         self.failures: list[dict[str, Any]] = []
         self.failed = 0
-        self._in_flight = 0
+        self._under_way: dict[int, Request] = {}
         self._orders_made = 0
         self._lock = threading.Lock()
-        self.trouble = trouble_of(lambda: self._in_flight)
+        self.trouble = trouble_of(self.under_way)
 
     @property
     def sent(self) -> int:
         """Requests that have come to their end."""
         return sum(self.counts.values())
+
+    def under_way(self) -> list[Request]:
+        """Requests without their answer."""
+        with self._lock:
+            return list(self._under_way.values())
 
     def run(self, numbers: Iterable[int], clients: int, is_over: Callable[[], bool]) -> None:
         """Send these requests, until `is_over`; then let trouble and requests come to their end."""
@@ -96,12 +101,12 @@ class Storm:
     def send(self, request: Request) -> None:
         """Send it and judge what comes back."""
         with self._lock:
-            self._in_flight += 1
+            self._under_way[request.number] = request
         try:
             reply = ask(self.url, request)
         finally:
             with self._lock:
-                self._in_flight -= 1
+                del self._under_way[request.number]
         span = (reply.sent, reply.ended)
         was_aborted = request.trouble == ABORT or self.trouble.aborted_between(*span)
         was_set_back = self.trouble.set_back_between(*span)

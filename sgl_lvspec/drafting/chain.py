@@ -20,7 +20,7 @@ from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
-from sglang.srt.runtime_context import get_parallel, get_schedule
+from sglang.srt.runtime_context import get_schedule
 from sglang.srt.speculative.eagle_info import EagleDraftInput, EagleVerifyInput
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft
 from sglang.srt.speculative.standalone_worker_v2 import StandaloneDraftWorker
@@ -216,7 +216,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
         lag = find_lag(self.pool, batch.reqs, rows, forward_batch.seq_lens, num_steps + 1)
         target_slots = forward_batch.out_cache_loc.view(len(rows), num_steps + 1)
         lens, slots = self._place(forward_batch, num_steps)
-        stop, tp_group = self.early_stop(batch), get_parallel().tp_group
+        stop = self.early_stop(batch)
         forward_batch.mark_forward_metadata_ready()
         chain: list[torch.Tensor] = []
         for step in range(num_steps):
@@ -231,8 +231,7 @@ class ChainDraftWorker(StandaloneDraftWorker):
                 backend.plan(rows, [1] * len(rows), (lens + step + 1).tolist())
                 logits = self._step(forward_batch, tokens, slots[:, step], backend)
             tokens = torch.argmax(logits, dim=-1)
-            if tp_group.world_size > 1:  # a step whose ranks read different tokens says nothing about either
-                tp_group.broadcast(tokens, src=0)
+            stop.agree_on(tokens)
             chain.append(tokens)
             _advance(forward_batch)
             if stop.is_reached(logits):

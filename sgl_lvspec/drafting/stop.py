@@ -47,6 +47,12 @@ class EarlyStop:
         self._shares = ~self._is_loose if may_accept is None else ~self._is_loose & may_accept
         self._reach = [torch.ones_like(leniency)]  # before the first token, and after each
 
+    def agree_on(self, tokens: torch.Tensor) -> None:
+        """Make the tokens just drafted, int64 [B], those of the first rank: a step of which each rank reads another
+        token draws nobody's."""
+        if self._agree is not None:
+            self._agree(tokens)
+
     def is_reached(self, logits: torch.Tensor) -> bool:
         """Whether the chains end with the tokens just drafted: the likeliest of the draft's logits float [B, V]."""
         if self._stop <= 0.0:

@@ -6,6 +6,7 @@ which token lies in every slot that a row attends to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,8 @@ LOGITS = 30.0
 class Stop(EarlyStop):
     """Ends after a number of tokens."""
 
-    def __init__(self, length: int) -> None:
-        self.left = length
+    def __init__(self, length: int, agree: Callable[[torch.Tensor], None] | None = None) -> None:
+        self.left, self._agree = length, agree
 
     def is_reached(self, logits: torch.Tensor) -> bool:
         assert logits.shape[1] == V
@@ -95,10 +96,10 @@ class Toy(ChainDraftWorker):
         logits = LOGITS * torch.nn.functional.one_hot((batch.input_ids + 7) % V, V).float()
         return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=logits))
 
-    def round(self, length: int = K) -> list[list[int]]:
+    def round(self, length: int = K, agree: Callable[[torch.Tensor], None] | None = None) -> list[list[int]]:
         """Draft; the chain's KV of what is not accepted stays behind as garbage, as on a server."""
         lens = self.seq_lens
-        self.early_stop = lambda _batch: Stop(length)
+        self.early_stop = lambda _batch: Stop(length, agree)
         slots = torch.cat([self.table[row, n : n + K + 1] for row, n in zip(self.rows.tolist(), lens, strict=True)])
         forward_batch = SimpleNamespace(
             batch_size=len(lens),
@@ -133,6 +134,13 @@ def test_a_chain_of_k_tokens_takes_k_forwards(is_mrope: bool) -> None:
     toy = Toy(2, is_mrope=is_mrope)
     assert toy.round() == [[112, 119, 126, 133], [212, 219, 226, 233]]
     assert toy.forwards == [[105, 205], [112, 212], [119, 219], [126, 226]]
+
+
+def test_each_step_goes_on_from_the_first_ranks_token() -> None:
+    """This rank draws other tokens than the first one does, which draws even ones."""
+    toy = Toy(2)
+    assert toy.round(agree=lambda tokens: tokens.copy_(tokens // 2 * 2)) == [[112, 118, 124, 130], [212, 218, 224, 230]]
+    assert toy.forwards == [[105, 205], [112, 212], [118, 218], [124, 224]]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

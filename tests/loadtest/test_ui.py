@@ -26,6 +26,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _heed_ctrl_c() -> None:
+    """What runs in a shell's background is born deaf to it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_page_shows_our_metrics_while_visitors_come_unasked() -> None:
     heard, port = Heard(), free_port()
     events = [sse(event) for event in answer_events(list(range(40)), [1, 20, 40])]
@@ -34,6 +39,7 @@ def test_page_shows_our_metrics_while_visitors_come_unasked() -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "loadtest.ui", "--url", url, "--port", str(port), "--", *more],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ),
+            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 (it takes no lock that a thread may hold)
         )  # fmt: skip
         try:
             names = wait_for_rows(port)

@@ -31,15 +31,21 @@ def serving(target: Path, *args: str, log: Path, env: dict[str, str] | None = No
         server.stop()
 
 
-def assert_all_equal(server: Server, requests_by_name: dict[str, dict], plain_answers: dict[str, dict]) -> list[dict]:
-    """Every situation one after another, then all at once from an empty cache."""
+def assert_equal_in_turn(
+    server: Server, requests_by_name: dict[str, dict], plain_answers: dict[str, dict]
+) -> list[dict]:
+    """Every situation one after another, later ones behind the prefixes of earlier ones."""
     answers = {name: server.generate(request) for name, request in requests_by_name.items()}
     assert {n: outcome(a) for n, a in answers.items()} == {n: outcome(a) for n, a in plain_answers.items()}
+    return list(answers.values())
+
+
+def assert_equal_at_once(server: Server, requests_by_name: dict[str, dict], plain_answers: dict[str, dict]) -> None:
+    """All situations at once, from an empty cache."""
     server.flush()
     with ThreadPoolExecutor(len(requests_by_name)) as pool:
         crowded = dict(zip(requests_by_name, pool.map(server.generate, requests_by_name.values()), strict=True))
     assert {n: outcome(a) for n, a in crowded.items()} == {n: outcome(a) for n, a in plain_answers.items()}
-    return list(answers.values())
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +75,8 @@ def test_chunk_ends_inside_videos_and_too_few_places(
             # An answer that goes on behind its end repeats itself, for which a guard that acts would make it strict.
             "--lvspec-preset", "paper", "--lvspec-relaxation", "0", "--lvspec-guard", "watch")  # fmt: skip
     with serving(pair.target, *lvspec_args(pair), *args, log=log_dir / "chunked.log") as server:
-        assert_all_equal(server, requests_by_name, plain_answers)
+        assert_equal_in_turn(server, requests_by_name, plain_answers)
+        assert_equal_at_once(server, requests_by_name, plain_answers)
         stop = plain_answers["video"]["meta_info"]["finish_reason"]["matched"]
         long = {name: endless(requests_by_name[name], stop) for name in ("text", "image", "video", "video_other")}
         answers = assert_labels_fit_in_a_crowd(server, long)
@@ -91,7 +98,7 @@ def test_chunk_ends_inside_videos_and_too_few_places(
 def test_one_drafted_token_a_round(pair: Pair, log_dir: Path, requests_by_name: dict, plain_answers: dict) -> None:
     args = ("--speculative-num-steps", "1")
     with serving(pair.target, *lvspec_args(pair), *args, log=log_dir / "k1.log") as server:
-        assert_all_equal(server, requests_by_name, plain_answers)
+        assert_equal_at_once(server, requests_by_name, plain_answers)
 
 
 def test_a_draft_that_cannot_see(
@@ -100,7 +107,7 @@ def test_a_draft_that_cannot_see(
     """A random text-only model drafts nearly only wrong tokens; the text stays the target's."""
     blind = Pair(pair.target, text_only_draft)
     with serving(pair.target, *lvspec_args(blind), log=log_dir / "blind.log") as server:
-        assert_all_equal(server, requests_by_name, plain_answers)
+        assert_equal_at_once(server, requests_by_name, plain_answers)
 
 
 def test_a_draft_equal_to_the_target_is_always_accepted(
@@ -111,7 +118,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(
     # All places are taken by requests whose chains are accepted whole, also where the draft is not sure of its words.
     whole = ("--max-running-requests", "3", "--lvspec-draft-stop", "0")
     with serving(pair.target, *lvspec_args(twin), *whole, log=log_dir / "twin.log") as server:
-        answers = assert_all_equal(server, requests_by_name, plain_answers)
+        answers = assert_equal_in_turn(server, requests_by_name, plain_answers)
     rounds = drafted = 0
     for name, answer in zip(requests_by_name, answers, strict=True):
         if name in ("logit_bias", "grammar", "min_new_tokens") or name.endswith("_penalty"):

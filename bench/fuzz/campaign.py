@@ -18,6 +18,7 @@ from bench.fuzz.target import Target
 from bench.fuzz.verdict import CUT, DEAD, HANG, OK, SLOW, Verdict, said, verdict
 
 BATCH = 100
+LOG_LAG_S = 0.2  # a stream that broke is told in the log after its end was sent
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Campaign:
 
     def alone(self, number: int) -> Result:
         """One payload while nothing else runs, with the exception that it raised. The server may be dead behind it."""
+        time.sleep(LOG_LAG_S)
         place = self.target.log_size()
         asked = payload(self.seed, number, self.surroundings)
         reply = exchange(self.target.url, asked.request, self.limit_s)

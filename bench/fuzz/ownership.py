@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from bench.fuzz.campaign import Campaign, Result
 from bench.fuzz.verdict import DEAD
 
 OURS, SGLANGS = "ours", "sglang"
-EACH = 4  # of a group with one cause, before the group is judged
 
 
 def with_causes(campaign: Campaign, faults: Iterable[Result]) -> list[Result]:
@@ -30,22 +28,12 @@ def with_causes(campaign: Campaign, faults: Iterable[Result]) -> list[Result]:
 
 
 def owned(plain: Campaign, faults: Iterable[Result]) -> list[Result]:
-    """The faults with their owners.
+    """The faults with their owners, each asked for.
 
     Args:
         plain: of a server without LVSPEC.
     """
-    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for fault in faults:
-        groups[fault.verdict, fault.cause].append(fault)
-    found = []
-    for (_, cause), group in groups.items():
-        owners: list[str] = []
-        for fault in group:
-            is_settled = cause and len(owners) >= EACH and set(owners) == {SGLANGS}
-            owners.append(SGLANGS if is_settled else _owner(plain, fault))
-        found += [replace(fault, owner=owner) for fault, owner in zip(group, owners, strict=True)]
-    return found
+    return [replace(fault, owner=_owner(plain, fault)) for fault in faults]
 
 
 def _owner(plain: Campaign, fault: Result) -> str:

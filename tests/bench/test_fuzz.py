@@ -168,13 +168,11 @@ class TestOwnership:
             found = owned(plain, with_causes(ours, ours.faults))
         assert {fault.number: fault.owner for fault in found} == {1: "ours", 2: "sglang", 3: "ours"}
 
-    def test_a_group_with_one_cause_is_settled_by_some_of_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        fake = Fake(dict.fromkeys(range(9), "break"))
+    def test_one_of_ours_is_found_among_many_that_read_like_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake = Fake(dict.fromkeys(range(8), "break"))
         with fuzzing(fake, monkeypatch) as plain:
-            fake.asked.clear()
             found = owned(plain, [Result(number, ("field",), ERROR, cause="KeyError: 'x'") for number in range(9)])
-        assert {fault.owner for fault in found} == {"sglang"}
-        assert len(fake.asked) == 4
+        assert [fault.owner for fault in found] == ["sglang"] * 8 + ["ours"]
 
 
 def test_the_plain_server_has_no_flag_of_ours() -> None:

@@ -18,7 +18,7 @@ from bench.fuzz.target import Target
 from bench.fuzz.verdict import CUT, DEAD, HANG, OK, SLOW, Verdict, said, verdict
 
 BATCH = 100
-LOG_LAG_S = 0.2  # a stream that broke is told in the log after its end was sent
+LOG_LAG_S = 0.2  # a traceback is written behind the answer that it made
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,14 @@ class Campaign:
 
     def alone(self, number: int) -> Result:
         """One payload while nothing else runs, with the exception that it raised. The server may be dead behind it."""
-        time.sleep(LOG_LAG_S)
         place = self.target.log_size()
         asked = payload(self.seed, number, self.surroundings)
         reply = exchange(self.target.url, asked.request, self.limit_s)
         judged = self._judge(asked, reply)
         if judged.name in (CUT, HANG) and not self.target.is_up():
             judged = Verdict(DEAD, "the server ended" if judged.name == CUT else "the server answers nobody any more")
+        if judged.is_fault:
+            time.sleep(LOG_LAG_S)
         cause = self.target.raised_since(place) if judged.is_fault else ""
         return Result(number, asked.kinds, judged.name, judged.why, reply.seconds, cause)
 

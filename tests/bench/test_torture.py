@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,15 @@ from bench.torture.__main__ import NEIGHBOURS, parse
 from bench.torture.aftermath import growth
 from bench.torture.client import Answer, Reply
 from bench.torture.clocks import _shifted
+from bench.torture.faults import Order
 from bench.torture.media import Media
 from bench.torture.oracle import Oracle
-from bench.torture.question import CHAT, Question
+from bench.torture.question import CHAT, GENERATE, Question
 from bench.torture.report import markdown
 from bench.torture.request import BAD, HEALTH, LOOSE, SAMPLED, STRICT, Request, drawn
 from bench.torture.run import plan_of, probes_of, words_of
 from bench.torture.switchboard import INSIDE, Switchboard
+from bench.torture.trouble import Troublemaker
 from bench.torture.verdict import Judge
 from sgl_lvspec.presets import PRESETS
 from sgl_lvspec.verification.settings import STRICT_REASONS, read_settings
@@ -296,6 +299,37 @@ def test_memory_is_that_of_the_second_half() -> None:
     sizes = ({"main": 100, "gone": 5}, {"main": 150, "gone": 5}, {"main": 152}, {"main": 153})
     assert growth([{"resident_bytes": size} for size in sizes]) == {"main": pytest.approx(0.02)}
     assert growth([{"resident_bytes": sizes[0]}]) == {"main": 0.0, "gone": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("status", "sampling", "is_wrong"),
+    [
+        (200, {}, False),
+        (400, {}, True),
+        (400, {"regex": "[a-z]+"}, False),  # SGLang may be compiling it, and is not idle then
+        (500, {"regex": "[a-z]+"}, True),
+    ],
+    ids=str,
+)
+def test_a_flush_while_all_is_retracted_may_wait_for_a_grammar_alone(
+    status: int, sampling: dict[str, Any], is_wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"text": "Hello", "sampling_params": sampling}
+    under_way = [Request(1, STRICT, GENERATE, {"text": "Hello"}), Request(2, STRICT, GENERATE, body)]
+    asked: list[str] = []
+
+    def answer(url: str, **_: Any) -> SimpleNamespace:
+        asked.append(url.rpartition("/")[2])
+        return SimpleNamespace(status_code=status if asked[-1] == "flush_cache" else 200)
+
+    monkeypatch.setattr("requests.post", answer)
+    maker = Troublemaker("http://nowhere", Switchboard(tmp_path / "board"), lambda: under_way, 0)
+    maker.start()
+    maker.take(Order(1, faults.FLUSH_PAUSED, 0))
+    maker.stop()
+    assert asked[:3] == ["pause_generation", "flush_cache", "continue_generation"]
+    assert bool(maker.wrong) == is_wrong
+    assert [entry.hit for entry in maker.log] == [status == 200]
 
 
 def test_probes_can_be_compared(questions: list[Question]) -> None:

@@ -168,6 +168,20 @@ class TestOwnership:
             found = owned(plain, with_causes(ours, ours.faults))
         assert {fault.number: fault.owner for fault in found} == {1: "ours", 2: "sglang", 3: "ours"}
 
+    def test_the_log_is_read_once_the_traceback_is_in_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """SGLang writes it a moment behind the answer."""
+        with fuzzing(Fake({1: "break"}), monkeypatch) as ours:
+            answered = ours._judge
+
+            def judge(*given: Any) -> Any:
+                written.append(time.monotonic() + 0.1)
+                return answered(*given)
+
+            written: list[float] = []
+            monkeypatch.setattr(ours, "_judge", judge)
+            ours.target.raised_since = lambda _place: "KeyError: 'x'" if time.monotonic() > written[-1] else ""
+            assert ours.alone(1).cause == "KeyError: 'x'"
+
     def test_one_of_ours_is_found_among_many_that_read_like_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake = Fake(dict.fromkeys(range(8), "break"))
         with fuzzing(fake, monkeypatch) as plain:
